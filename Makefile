@@ -1,0 +1,29 @@
+# Each verb first installs; a second install does nothing until pyproject.toml or constraints.txt changes.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-slow check bench
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	touch $@
+
+quickstart: install
+	$(BIN)/python -m recipes.quickstart
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy processing data_generation
+
+bench: install
+	$(BIN)/python -m benchmarks.forward

@@ -1,0 +1,68 @@
+"""The console script `llava`: finds a command's module, imports it, and runs it.
+
+    llava build --help
+
+Nothing heavier than the standard library is imported before a command is chosen, so `llava --help` is quick.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from importlib.metadata import version
+
+
+# The name a user types -> the module that offers `parser()` and `main(argv)`, and one line for `llava --help`.
+COMMANDS = {
+    "build": ("recipes.build", "Join a vision tower and a language model into one checkpoint"),
+    "convert": ("recipes.convert", "Turn original-LLaVA checkpoints into this format, and back"),
+    "train": ("recipes.train", "Train the projector (stage 1), or projector and language model (stage 2)"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="llava",
+        usage="llava <command> [arguments]",
+        description=f"Build, train and evaluate LLaVA models.\n\ncommands:\n{lines}",
+        epilog="`llava <command> --help` lists its arguments. LLAVA_TRACEBACK=1 shows where an error came from.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help(sys.stderr)
+        return 2
+
+    name, arguments = argv[0], argv[1:]
+    if name.startswith("-"):
+        if parser().parse_args(argv).version:
+            print(f"llava {version('visual-instruction-tuning')}")
+        return 0
+
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS)
+        guess = f" Did you mean {' or '.join(f'`{match}`' for match in near)}?" if near else ""
+        print(f"llava: error: unknown command `{name}`.{guess} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+
+    try:
+        importlib.import_module(COMMANDS[name][0]).main(arguments)
+    except (ValueError, OSError) as error:
+        # These two are how users are told what to change; anything else is a bug and keeps its traceback.
+        if os.environ.get("LLAVA_TRACEBACK") == "1":
+            raise
+        print(f"llava {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

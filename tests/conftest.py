@@ -1,0 +1,38 @@
+"""What every test stands on: no network, two threads, and deprecations that fail.
+
+Tiny models, tokenizers and pictures are in tests/tiny.py.
+"""
+
+import logging
+import os
+
+
+# Before anything imports transformers or datasets, which read these once. HF_HUB_OFFLINE=0 on the command line wins.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+
+# More threads make tiny models slower, and sums depend on how many there are.
+torch.set_num_threads(2)
+
+
+class DeprecationAlarm(logging.Handler):
+    """Turns a log record about a deprecation into a failure where it was written.
+
+    transformers announces about half of its deprecations through `logger.warning_once`, which no warning filter sees.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message.lower():
+            # `pytest.fail` raises a BaseException: an `except Exception` on the way up cannot swallow it. Raising also
+            # keeps `warning_once` from remembering the message, so every test that makes the call fails.
+            pytest.fail(f"`{record.name}` logged a deprecation: {message}")
+
+
+for library in ("transformers", "trl", "datasets"):
+    logging.getLogger(library).addHandler(DeprecationAlarm())
