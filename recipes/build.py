@@ -1,0 +1,362 @@
+"""Joins a vision tower and a language model into one LLaVA checkpoint; nothing is trained.
+
+    llava build --vision openai/clip-vit-large-patch14-336 --language lmsys/vicuna-7b-v1.5 \
+        --projector mlp --template vicuna_v1 --out checkpoints/llava-7b-start
+
+This is the only place that knows both a weight and a tokenizer. What the parts say of themselves (patch size, tokens
+per image, widths, stop tokens) is read or measured here and written once to the config and once to the processor.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from modeling_llava import LlavaConfig, LlavaForConditionalGeneration
+from processing import LlavaProcessor, load_template
+from processing.chat_templates import TEMPLATE_NAMES, own_template
+from processing.images import image_processor_for, image_side
+
+
+IMAGE_TOKEN = "<image>"
+# Tokens a template writes that the language model may not have; where a template is not listed it ends answers with
+# EOS.
+TEMPLATE_TOKENS = {
+    "chatml": ["<|im_start|>", "<|im_end|>"],
+    "llama_3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+}
+TEMPLATE_STOPS = {"chatml": "<|im_end|>", "llama_3": "<|eot_id|>"}
+OWN = "own"
+
+
+def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The tower alone, also out of a checkpoint that holds a text half beside it, and its image processor."""
+    config = AutoConfig.from_pretrained(name)
+    if "vision_config" in config.sub_configs:
+        config = config.vision_config
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # of a whole CLIP, the list of text weights left behind says nothing
+    tower, info = AutoModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"`{name}` lacks {len(info['missing_keys'])} weights of its vision tower, such as "
+            f"`{min(info['missing_keys'])}`. Give a complete checkpoint."
+        )
+    return tower, AutoImageProcessor.from_pretrained(name)
+
+
+def load_language_model(
+    name: str, dtype: str | torch.dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = AutoConfig.from_pretrained(name)
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"`{name}` is a `{config.model_type}`, which holds more than a language model. Give a text-only one; some "
+            "families offer it as a checkpoint of its own."
+        )
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+
+
+def join(
+    vision_tower: PreTrainedModel,
+    language_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tower_image_processor: BaseImageProcessor,
+    *,
+    projector: str = "mlp",
+    template: str = "vicuna_v1",
+    aspect: str = "pad",
+    vision_feature_layer: int = -2,
+    system: str | None = None,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA out of loaded parts, which become its own: the language model gets rows for new tokens, nothing is
+    copied.
+    """
+    _check_head(language_model)
+    tower_facts = measure_tower(vision_tower, tower_image_processor)
+
+    chat_template, stop = _chat_template(tokenizer, template, system)
+    _add_tokens(tokenizer, language_model, TEMPLATE_TOKENS.get(template, []))
+
+    strategy = "default" if tower_facts["extra_tokens"] else "full"
+    processor = LlavaProcessor(
+        image_processor=image_processor_for(tower_image_processor, aspect),
+        tokenizer=tokenizer,
+        patch_size=tower_facts["patch_size"],
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=tower_facts["extra_tokens"],
+        chat_template=chat_template,
+        image_token=IMAGE_TOKEN,
+    )
+    tokenizer.chat_template = chat_template
+    # Answers are generated in batches, where the prompts must end together; a training collator pads as it likes.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the second is what gets saved
+
+    before = _text_logits(language_model)
+    text_config = language_model.config
+    text_config.pad_token_id = tokenizer.pad_token_id
+    config = LlavaConfig(
+        vision_config=vision_tower.config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=processor.num_image_tokens,
+        projector_type=projector,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy=strategy,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = _assemble(config, vision_tower, language_model)
+    _check_same_on_text(before, _text_logits(model), language_model.config.model_type)
+    _set_generation_config(model, language_model, tokenizer, stop)
+    return model, processor
+
+
+def measure_tower(tower: PreTrainedModel, image_processor: BaseImageProcessor) -> dict[str, int]:
+    """Patch size, and how many tokens the tower puts before its patches, seen by showing it a black picture."""
+    height, width = image_side(image_processor)
+    patch = tower.config.patch_size
+    patch = patch if isinstance(patch, int) else patch[0]
+    black = torch.zeros(1, 3, height, width, dtype=tower.dtype, device=tower.device)
+    with torch.no_grad():
+        tokens = tower(black).last_hidden_state.shape[1]
+    patches = (height // patch) * (width // patch)
+    if tokens < patches:
+        raise ValueError(
+            f"The vision tower `{tower.config.model_type}` gives {tokens} tokens for a {width}x{height} picture, "
+            f"wanted at least its {patches} patches of {patch} pixels. Towers that merge patches cannot be joined."
+        )
+    return {"patch_size": patch, "extra_tokens": tokens - patches}
+
+
+def _check_head(language_model: PreTrainedModel):
+    head = language_model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"`{type(language_model).__name__}` has no output embeddings. Load the language model as a causal one."
+        )
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(
+            f"The output head of `{language_model.config.model_type}` has a bias, which a LLaVA checkpoint has no "
+            "place for (Phi-1 and Phi-2 have one, Phi-3 has none). Choose another language model."
+        )
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> tuple[str, str]:
+    """The chat template and the text of the token that ends an answer."""
+    if template != OWN:
+        stop = TEMPLATE_STOPS.get(template, tokenizer.eos_token)
+        return load_template(template, system), stop
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "`--template own` keeps the tokenizer's chat template, but this tokenizer has none. Choose one of "
+            f"{', '.join(TEMPLATE_NAMES)}."
+        )
+    if system is not None:
+        raise ValueError("`--system` goes with a template of this project, not with `--template own`. Leave it out.")
+    stop = _stop_of(tokenizer)
+    return own_template(tokenizer.chat_template, stop, tokenizer.special_tokens_map, IMAGE_TOKEN), stop
+
+
+def _stop_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the tokenizer's own template writes after an answer."""
+    answer = "An answer."
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}], tokenize=False
+    )
+    tail = text.rpartition(answer)[2].strip()
+    for token in sorted(tokenizer.added_tokens_encoder, key=len, reverse=True):
+        if tail.startswith(token):
+            return token
+    raise ValueError(
+        f"The tokenizer's own template ends an answer with {tail!r}, which is no token of its own: a model could not "
+        f"stop. Choose one of {', '.join(TEMPLATE_NAMES)}."
+    )
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: PreTrainedModel, template_tokens: list[str]):
+    new = [token for token in [IMAGE_TOKEN, *template_tokens] if token not in tokenizer.get_vocab()]
+    if tokenizer.pad_token is None:
+        # Not EOS: the stop token is learned, padding never is.
+        tokenizer.pad_token = tokenizer.unk_token or "<pad>"
+        new += [] if tokenizer.unk_token else ["<pad>"]
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True)
+
+    embeddings, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
+    rows = embeddings.weight.shape[0]
+    means = [weight[:rows].float().mean(0) for weight in (embeddings.weight.data, head.weight.data)]
+    if len(tokenizer) > rows:
+        # Whole tiles of 64 rows keep the matrix product with the head at full speed.
+        language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    new_rows = sorted({*tokenizer.convert_tokens_to_ids(new), *range(rows, language_model.config.vocab_size)})
+    if new_rows:
+        tables = (language_model.get_input_embeddings(), language_model.get_output_embeddings())
+        for table, mean in zip(tables, means, strict=True):
+            table.weight.data[new_rows] = mean.to(table.weight.dtype)
+
+
+def _assemble(
+    config: LlavaConfig, vision_tower: PreTrainedModel, language_model: PreTrainedModel
+) -> LlavaForConditionalGeneration:
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    wanted, given = type(model.model.language_model), type(language_model.base_model)
+    if wanted is not given:
+        raise ValueError(
+            f"`{type(language_model).__name__}` wraps a `{given.__name__}`, wanted a `{wanted.__name__}`. Use a "
+            "language model that `AutoModelForCausalLM` loads."
+        )
+    model.model.vision_tower = vision_tower
+    model.model.language_model = language_model.base_model
+    model.lm_head = language_model.get_output_embeddings()
+
+    projector = model.model.multi_modal_projector.to_empty(device=language_model.device)
+    for layer in projector.children():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()  # torch's own initial values, as in the original
+    projector.to(language_model.dtype)
+    if config.projector_type == "linear":
+        nn.init.eye_(projector.linear_2.weight)
+        nn.init.zeros_(projector.linear_2.bias)
+    vision_tower.to(language_model.dtype)
+    model.config.dtype = language_model.dtype
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.no_grad()
+def _text_logits(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(5, 13, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    return model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _check_same_on_text(before: torch.Tensor, after: torch.Tensor, model_type: str):
+    if not torch.allclose(before, after, atol=1e-4, rtol=1e-3):
+        raise ValueError(
+            f"Joined, `{model_type}` gives other logits on text (difference {(before - after).abs().max():.2g}): it "
+            "changes them after its output head, as Gemma 2 and Cohere do, and the stock LLaVA class does not. "
+            "Choose another language model."
+        )
+
+
+def _set_generation_config(
+    model, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str | None
+):
+    generation = language_model.generation_config
+    if not generation.do_sample:
+        # Vicuna ships a temperature without sampling, a mix that transformers refuses to save.
+        generation.temperature = generation.top_p = generation.top_k = None
+    eos = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    stops = {tokenizer.convert_tokens_to_ids(stop)} if stop else set()
+    generation.eos_token_id = sorted({*stops, *(token for token in eos if token is not None)})
+    generation.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = generation
+
+
+def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: str | Path):
+    """One complete directory, or none: it is written beside its place under another name and then renamed."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"`{out}` exists and is not an empty directory. Choose another place, or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def summary(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> str:
+    config = model.config
+    height, width = image_side(processor.image_processor)
+    parts = [
+        ("vision tower", model.model.vision_tower, f"{config.vision_config.model_type}, {width}x{height} pixels"),
+        ("projector", model.model.multi_modal_projector, f"{config.projector_type}"),
+        (
+            "language model",
+            model.model.language_model,
+            f"{config.text_config.model_type}, {len(processor.tokenizer)} tokens",
+        ),
+    ]
+    lines = [f"  {name:<15}{_millions(part):>10}  {words}" for name, part, words in parts]
+    lines.append(f"  {'an image':<15}{processor.num_image_tokens:>10}  tokens in the text")
+    return "\n".join(lines)
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llava build", description="Join two pretrained halves into one checkpoint.")
+    parser.add_argument("--vision", required=True, help="vision tower: Hub id or directory (CLIP, SigLIP, DINOv2)")
+    parser.add_argument("--language", required=True, help="language model: Hub id or directory of a causal text model")
+    parser.add_argument("--out", required=True, type=Path, help="directory of the new checkpoint")
+    parser.add_argument(
+        "--projector", choices=["linear", "mlp"], default="mlp", help="linear: LLaVA; mlp: LLaVA-1.5 (%(default)s)"
+    )
+    parser.add_argument(
+        "--template",
+        choices=[*TEMPLATE_NAMES, OWN],
+        default="vicuna_v1",
+        help="chat format (%(default)s); own: the tokenizer's",
+    )
+    parser.add_argument("--system", help="system prompt written into the template; empty for none")
+    parser.add_argument(
+        "--aspect", choices=["pad", "square"], default="pad", help="pad to a square, or resize and crop (%(default)s)"
+    )
+    parser.add_argument(
+        "--vision-feature-layer", type=int, default=-2, help="-2: before the last layer, -1: the last (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="auto: as the language model",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the projector's initial values (%(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    torch.manual_seed(args.seed)
+    language_model, tokenizer = load_language_model(args.language, args.dtype)
+    tower, image_processor = load_vision_tower(args.vision, language_model.dtype)
+    model, processor = join(
+        tower,
+        language_model,
+        tokenizer,
+        image_processor,
+        projector=args.projector,
+        template=args.template,
+        aspect=args.aspect,
+        vision_feature_layer=args.vision_feature_layer,
+        system=args.system,
+    )
+    write_checkpoint(model, processor, args.out)
+    print(f"{args.out}\n{summary(model, processor)}")
+
+
+if __name__ == "__main__":
+    main()
