@@ -1,7 +1,45 @@
 """Puts image features where the image tokens are, and says in image tokens what does not fit."""
 
+from dataclasses import dataclass
+
 import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import torch_compilable_check
+
+
+@dataclass
+class PromptImages(BaseModelOutputWithPooling):
+    """Projected images, with the number of image tokens in each row of their prompt.
+
+    Image tokens after these are the model's own words, or guesses of prompt lookup, and no places for images.
+    """
+
+    num_image_tokens: torch.Tensor | None = None  # (rows,)
+
+    def in_prompt(self, is_image: torch.Tensor) -> torch.Tensor:
+        if self.num_image_tokens is None:
+            return is_image
+        counts = self.num_image_tokens.to(is_image.device)
+        counts = counts.repeat_interleave(len(is_image) // len(counts))  # beams of one prompt are neighbours
+        return is_image & (is_image.cumsum(-1) <= counts[:, None])
+
+
+def uncached_prompt(
+    inputs: torch.Tensor | None = None,
+    input_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+    attention_mask: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    **_,
+) -> torch.Tensor | None:
+    """What `generate` will read of a prompt, which may or may not repeat what is in the cache."""
+    input_ids = input_ids if inputs is None else inputs
+    if input_ids is None or inputs_embeds is not None:
+        return None
+    if past_key_values is None or (attention_mask is not None and attention_mask.shape[1] > input_ids.shape[1]):
+        return input_ids
+    return input_ids[:, int(past_key_values.get_seq_length()) :]
 
 
 def splice(inputs_embeds: torch.Tensor, is_image: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
@@ -13,6 +51,14 @@ def splice(inputs_embeds: torch.Tensor, is_image: torch.Tensor, image_embeds: to
     )
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_embeds)
+
+
+def check_one_form(pixel_values, image_features, projected):
+    if sum(form is not None for form in (pixel_values, image_features, projected)) > 1:
+        raise ValueError(
+            "Got images in more than one form. Pass one of `pixel_values`, `image_features` (before the projector) "
+            "and `mm_encoder_outputs` (after it)."
+        )
 
 
 def check_no_image_tokens(input_ids: torch.Tensor, image_token_id: int):

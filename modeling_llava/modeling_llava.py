@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs, is_torchdynamo_compiling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_llava import LlavaConfig, check_feature_layers
-from .image_tokens import check_no_image_tokens, splice
+from .image_tokens import PromptImages, check_no_image_tokens, check_one_form, splice, uncached_prompt
 from .tower import select_features, tower_grad_mode, tower_hidden_states
 
 
@@ -103,22 +103,23 @@ class LlavaPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, *args, quantization_config=quantization_config, **kwargs
         )
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model._check_identity_of_linear_projector(pretrained_model_name_or_path)
+        for layer in model.modules():
+            if isinstance(layer, IdentityLinear):
+                layer.requires_grad_(False)  # loading makes every parameter trainable
+                cls._check_identity(layer, pretrained_model_name_or_path)
         return loaded
 
-    def _check_identity_of_linear_projector(self, name):
-        projector = next((m for m in self.modules() if isinstance(m, LlavaMultiModalProjector)), None)
-        if projector is None or not isinstance(projector.linear_2, IdentityLinear):
-            return
-        weight, bias = projector.linear_2.weight, projector.linear_2.bias
-        if weight.is_meta or weight.shape != (projector.linear_2.out_features, projector.linear_2.in_features):
+    @staticmethod
+    def _check_identity(layer: IdentityLinear, name):
+        weight, bias = layer.weight, layer.bias
+        if weight.is_meta or weight.shape != (layer.out_features, layer.in_features):
             return  # on another device, disk or rank (ZeRO-3 leaves an empty tensor here)
         identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
         if not torch.equal(weight, identity) or (bias is not None and bias.any()):
             raise ValueError(
                 f"`{name}` says `projector_type: linear`, but the second layer of its projector is not the identity: "
-                "it was trained outside this project. Set `projector_type` to `mlp` in its config.json; "
-                "`projector_hidden_act: linear` may stay, the function is then the one that was trained."
+                "something has trained it. Set `projector_type` to `mlp` in its config.json; `projector_hidden_act: "
+                "linear` may stay, the function is then the one that was trained."
             )
 
 
@@ -208,11 +209,7 @@ class LlavaModel(LlavaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both or neither of `input_ids` and `inputs_embeds`. Pass exactly one of them.")
         projected = (mm_encoder_outputs or {}).get("image")
-        if sum(x is not None for x in (pixel_values, image_features, projected)) > 1:
-            raise ValueError(
-                "Got images in more than one form. Pass one of `pixel_values`, `image_features` (before the "
-                "projector) and `mm_encoder_outputs` (after it)."
-            )
+        check_one_form(pixel_values, image_features, projected)
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -223,6 +220,8 @@ class LlavaModel(LlavaPreTrainedModel):
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
             )
+        # `generate` has looked at the prompt; image tokens after it are what the model said or guessed.
+        in_generate = past_key_values is not None or mm_encoder_outputs is not None
         image_embeds = None
         if image_features is not None:
             image_embeds = self.multi_modal_projector(image_features)
@@ -230,13 +229,11 @@ class LlavaModel(LlavaPreTrainedModel):
             image_embeds = torch.stack(list(projected.pooler_output))
 
         if image_embeds is not None:
-            inputs_embeds = splice(inputs_embeds, self._image_places(input_ids, inputs_embeds), image_embeds)
-        elif (
-            input_ids is not None
-            and mm_encoder_outputs is None  # `generate` has looked at the prompt itself, and passes an empty dict
-            and not is_torchdynamo_compiling()
-            and (past_key_values is None or past_key_values.get_seq_length() == 0)  # later tokens may be its guesses
-        ):
+            is_image = self._image_places(input_ids, inputs_embeds)
+            if isinstance(projected, PromptImages):
+                is_image = projected.in_prompt(is_image)
+            inputs_embeds = splice(inputs_embeds, is_image, image_embeds)
+        elif input_ids is not None and not in_generate and not is_torchdynamo_compiling():
             check_no_image_tokens(input_ids, self.config.image_token_id)
 
         outputs = self.language_model(
@@ -332,24 +329,27 @@ class LlavaForConditionalGeneration(LlavaPreTrainedModel, GenerationMixin):
         *args,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ):
         """`GenerationMixin.generate`, with the images encoded once before it, by the short way through the tower."""
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("Got both `pixel_values` and `image_features`. Pass one of them.")
+        images = (mm_encoder_outputs or {}).get("image")
+        check_one_form(pixel_values, image_features, images)
         options = {k: kwargs.pop(k, None) for k in ("vision_feature_layer", "vision_feature_select_strategy")}
         if pixel_values is not None:
             image_features = self.model.get_vision_features(pixel_values, **options)
         if image_features is not None:
-            # This form, unlike pixels, is expanded right for beams when samples have different numbers of images.
-            projected = list(self.model.multi_modal_projector(image_features))
-            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
-        input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        if input_ids is not None and not kwargs.get("mm_encoder_outputs") and kwargs.get("inputs_embeds") is None:
-            cache = kwargs.get("past_key_values")
-            num_cached = 0 if cache is None else int(cache.get_seq_length())
-            check_no_image_tokens(input_ids[:, num_cached:], self.config.image_token_id)
-        return super().generate(inputs, *args, **kwargs)
+            images = PromptImages(pooler_output=list(self.model.multi_modal_projector(image_features)))
+
+        prompt = uncached_prompt(inputs, **kwargs)
+        if prompt is not None and images is None:
+            check_no_image_tokens(prompt, self.config.image_token_id)
+        elif prompt is not None and getattr(images, "num_image_tokens", None) is None:
+            num_image_tokens = (prompt == self.config.image_token_id).sum(-1)
+            images = PromptImages(pooler_output=images.pooler_output, num_image_tokens=num_image_tokens)
+        # In this form images, unlike pixels, are expanded right for beams when samples have different numbers of them.
+        images = {} if images is None else {"image": images}
+        return super().generate(inputs, *args, mm_encoder_outputs=images, **kwargs)
 
 
 __all__ = ["LlavaForConditionalGeneration", "LlavaModel", "LlavaPreTrainedModel"]

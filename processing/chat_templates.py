@@ -1,9 +1,10 @@
 """
 Chat templates: how a conversation is written as one text, with marks around what the assistant is to learn.
 
-The formats are the files `templates/<name>.jinja`. Each is complete in itself and renders under stock transformers:
-saved as `chat_template.jinja`, it is all that a checkpoint needs. Here they are read (`load_template`), and a language
-model's own template is made to fit (`own_template`). Tokens and labels are made in `encoding.py`.
+The formats are the files `templates/<name>.jinja`, each with the lines of `conversation.jinja` put in. The result is
+complete in itself and renders under stock transformers: saved as `chat_template.jinja`, it is all that a checkpoint
+needs. Here they are read (`load_template`), and a language model's own template is made to fit (`own_template`).
+Tokens and labels are made in `encoding.py`.
 """
 
 import json
@@ -16,8 +17,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
-# `own.jinja` is not a format: `own_template` puts it around a language model's template.
-TEMPLATE_NAMES = tuple(sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja") if path.stem != "own"))
+# Not formats: `own_template` puts the first around a language model's template, the second goes into all the others.
+PARTS = ("own", "conversation")
+TEMPLATE_NAMES = tuple(sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja") if path.stem not in PARTS))
+CONVERSATION_PLACE = "{#- conversation.jinja stands here -#}\n"
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -25,7 +28,7 @@ def load_template(name: str, system: str | None = None) -> str:
     """The chat template `name`. `system` takes the place of its default system prompt; empty means none at all."""
     if name not in TEMPLATE_NAMES:
         raise ValueError(f"There is no chat template `{name}`. Choose one of: {', '.join(TEMPLATE_NAMES)}.")
-    template = (TEMPLATE_DIR / f"{name}.jinja").read_text(encoding="utf-8")
+    template = _read(name)
     if system is None:
         return template
     if "set default_system" not in template:
@@ -33,6 +36,13 @@ def load_template(name: str, system: str | None = None) -> str:
             f"The chat template `{name}` writes no system prompt, but `system` is {system!r}. Leave `system` out."
         )
     return _set_text(template, "default_system", system)
+
+
+def _read(name: str) -> str:
+    before, place, after = (TEMPLATE_DIR / f"{name}.jinja").read_text(encoding="utf-8").partition(CONVERSATION_PLACE)
+    if not place:
+        raise ValueError(f"`templates/{name}.jinja` lacks the line {CONVERSATION_PLACE.strip()!r}. Put it in.")
+    return before + (TEMPLATE_DIR / "conversation.jinja").read_text(encoding="utf-8") + after
 
 
 def own_template(
@@ -54,7 +64,7 @@ def own_template(
         raise ValueError("`stop` is empty, but an answer needs a text that ends it, for example `<|im_end|>`.")
     # Jinja drops one line end at the end of a file; in the middle of another it would be written.
     original = re.sub(r"(\r\n|\r|\n)\Z", "", chat_template)
-    wrapper = (TEMPLATE_DIR / "own.jinja").read_text(encoding="utf-8")
+    wrapper = _read("own")
     wrapper = wrapper.replace('"<image>\\n"', _quote(image_token + "\n"))
     wrapper = _set_text(wrapper, "end_of_answer", stop)
     if GENERATION_MARK.search(original):

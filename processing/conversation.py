@@ -53,6 +53,10 @@ def check_conversation(messages: Any, name: str = "conversation", for_training: 
                 f"Message {index} of {name} has an image in a turn of the {message['role']}. Only users show images: "
                 "move it into a user turn."
             )
+        if message["role"] == "user" and not message["content"]:
+            raise ConversationError(
+                f"Message {index} of {name} is an empty question. Add a text or an image to the turn."
+            )
         if message["role"] == "assistant" and not text_of(message).strip():
             raise ConversationError(
                 f"Message {index} of {name} is an empty answer: there is nothing to learn or continue from. Remove "
@@ -73,6 +77,8 @@ def _content_parts(content: Any, where: str) -> list[dict]:
             parts.append({"type": "image"})
         elif kind == "text" and isinstance(part.get("text"), str):
             _check_unicode(part["text"], where)
+            if not part["text"]:
+                continue
             if parts and parts[-1]["type"] == "text":
                 parts[-1] = {"type": "text", "text": parts[-1]["text"] + part["text"]}
             else:

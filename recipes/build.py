@@ -16,21 +16,16 @@ import torch
 from torch import nn
 from transformers import (
     AddedToken,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from modeling_llava import LlavaConfig, LlavaForConditionalGeneration
 from processing import LlavaProcessor, load_template
 from processing.chat_templates import TEMPLATE_NAMES, own_template
 from processing.images import image_processor_for, image_side
+from recipes.parts import load_language_model, load_vision_tower
 
 
 IMAGE_TOKEN = "<image>"
@@ -44,35 +39,6 @@ TEMPLATE_STOPS = {"chatml": "<|im_end|>", "llama_3": "<|eot_id|>"}
 OWN = "own"
 
 
-def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The tower alone, also out of a checkpoint that holds a text half beside it, and its image processor."""
-    config = AutoConfig.from_pretrained(name)
-    if "vision_config" in config.sub_configs:
-        config = config.vision_config
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # of a whole CLIP, the list of text weights left behind says nothing
-    tower, info = AutoModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
-    logging.set_verbosity(verbosity)
-    if info["missing_keys"]:
-        raise ValueError(
-            f"`{name}` lacks {len(info['missing_keys'])} weights of its vision tower, such as "
-            f"`{min(info['missing_keys'])}`. Give a complete checkpoint."
-        )
-    return tower, AutoImageProcessor.from_pretrained(name)
-
-
-def load_language_model(
-    name: str, dtype: str | torch.dtype = "auto"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = AutoConfig.from_pretrained(name)
-    if config.get_text_config() is not config:
-        raise ValueError(
-            f"`{name}` is a `{config.model_type}`, which holds more than a language model. Give a text-only one; some "
-            "families offer it as a checkpoint of its own."
-        )
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
-
-
 def join(
     vision_tower: PreTrainedModel,
     language_model: PreTrainedModel,
@@ -83,6 +49,7 @@ def join(
     template: str = "vicuna_v1",
     aspect: str = "pad",
     vision_feature_layer: int = -2,
+    vision_feature_select_strategy: str | None = None,
     system: str | None = None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA out of loaded parts, which become its own: the language model gets rows for new tokens, nothing is
@@ -94,9 +61,14 @@ def join(
     chat_template, stop = _chat_template(tokenizer, template, system)
     _add_tokens(tokenizer, language_model, TEMPLATE_TOKENS.get(template, []))
 
-    strategy = "default" if tower_facts["extra_tokens"] else "full"
+    strategy = vision_feature_select_strategy or ("default" if tower_facts["extra_tokens"] else "full")
+    image_processor = image_processor_for(tower_image_processor, aspect)
+    if image_processor.crop_size is None:
+        # SigLIP does not crop, but the stock processor counts image tokens from the crop size, for vLLM among others.
+        height, width = image_side(image_processor)
+        image_processor.crop_size, image_processor.do_center_crop = {"height": height, "width": width}, False
     processor = LlavaProcessor(
-        image_processor=image_processor_for(tower_image_processor, aspect),
+        image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=tower_facts["patch_size"],
         vision_feature_select_strategy=strategy,

@@ -34,14 +34,12 @@ from modeling_llava.convert_original import (
     split,
 )
 from processing.chat_templates import TEMPLATE_NAMES
-from recipes.build import OWN, join, load_vision_tower, write_checkpoint
+from recipes.build import OWN, join, write_checkpoint
 from recipes.original_files import (
     KINDS,
     Original,
-    find_file,
     locate,
     no_pickled_code,
-    read_json,
     read_tensors,
     weight_files,
 )
@@ -51,8 +49,8 @@ from recipes.original_prompts import (
     ORIGINAL_SYSTEM,
     add_image_tokens,
     keep_prompts_as_trained,
-    load_tokenizer,
 )
+from recipes.parts import find_file, load_tokenizer, load_vision_tower, read_json
 
 
 def convert(
@@ -88,11 +86,9 @@ def convert(
         template=template,
         aspect=facts.aspect,
         vision_feature_layer=facts.vision_feature_layer,
+        vision_feature_select_strategy="full" if facts.keeps_class_token else None,
         system=ORIGINAL_SYSTEM.get(template) if system is None else system,
     )
-    if facts.keeps_class_token:
-        processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy = "full"
-        model.config.image_seq_length = processor.num_image_tokens
     keep_prompts_as_trained(original, processor, template)
     load_projector(model, original.parts.projector, source)
     write_checkpoint(model, processor, out)

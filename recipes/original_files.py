@@ -1,6 +1,5 @@
 """Reads the files of an original LLaVA: JSON, weights, adapters. A pickle is read as tensors or not at all."""
 
-import json
 import pickle
 import re
 import zipfile
@@ -13,9 +12,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
-from transformers.utils import cached_file
 
 from modeling_llava.convert_original import is_original, read_facts, split, stock_projector
+from recipes.parts import read_json
 
 
 KINDS = {
@@ -120,22 +119,6 @@ def locate(name: str) -> Path:
         raise FileNotFoundError(f"`{name}` does not exist, and is no Hub id.") from None
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise OSError(f"`{name}` does not exist here, and was not found on the Hub: {error}") from error
-
-
-def find_file(name: str, file: str) -> Path | None:
-    """The path of one file of a directory or Hub id, None where it has no such file."""
-    try:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise OSError(f"`{name}` does not exist here, and was not found on the Hub: {error}") from error
-    return None if found is None else Path(found)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` is not valid JSON: {error}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:

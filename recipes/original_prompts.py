@@ -1,10 +1,10 @@
 """Tokenizer and chat template of an original LLaVA: a converted model is fed what the original was, to the token."""
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from processing import LlavaProcessor
 from recipes.build import IMAGE_TOKEN
-from recipes.original_files import Original, find_file, read_json
+from recipes.original_files import Original
 
 
 IMAGE_PATCH, IMAGE_START, IMAGE_END = "<im_patch>", "<im_start>", "<im_end>"
@@ -14,41 +14,21 @@ ORIGINAL_SYSTEM = {
     f"The assistant gives helpful, detailed, and polite answers to the {role}'s questions."
     for template, role in (("vicuna_v1", "user"), ("llava_v0", "human"))
 }
+# The original tokenizes the text before and after an image apart, so both begin with the space that the tokenizer puts
+# before a text. Within one text it may put none there (`legacy` false), and the template has to write it: at these
+# places (of the templates in processing/templates), with a space.
+SPACED = [
+    ('{{- bos_token or "" -}}', '{{- bos_token ~ " " if bos_token else "" -}}'),
+    ('(bos_token or "") ~ "[INST] "', '(bos_token or "") ~ (" " if loop.first else "") ~ "[INST] "'),
+    (f"{IMAGE_TOKEN}\\n", f"{IMAGE_TOKEN} \\n"),
+    ('{{- turn["text"] ~ "\\n" -}}', '{{- " " ~ turn["text"] ~ "\\n" -}}'),
+]
 PROBE = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
     {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "It purrs."}]},
 ]
-
-
-def load_tokenizer(name: str, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer as it was when the model was trained.
-
-    For Llama tokenizers `legacy` decides whether a text after a control token begins with a space. transformers 5
-    takes False where tokenizer_config.json is silent, and does not save it; when the original was trained, silence
-    meant True.
-    """
-    if not any(find_file(name, vocabulary) for vocabulary in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        # transformers would make an empty tokenizer out of the rest.
-        raise FileNotFoundError(f"`{name}` has no vocabulary. Put its tokenizer.model or tokenizer.json there.")
-    file = find_file(name, "tokenizer_config.json")
-    settings = read_json(file) if file else {}
-    options = {}
-    if settings.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
-        options["legacy"] = settings.get("legacy") is not False
-    try:
-        # A config.json of the original would be read as a stock LLaVA's, so the config is given where it is known.
-        extra = {} if config is None else {"config": config}
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **extra, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The tokenizer of `{name}` cannot be loaded ({error}). Put its files there: tokenizer.model or "
-            "tokenizer.json, tokenizer_config.json, and added_tokens.json where there is one."
-        ) from error
-    tokenizer.init_kwargs |= options
-    return tokenizer
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase, config: dict, rows: int):
@@ -72,11 +52,9 @@ def keep_prompts_as_trained(original: Original, processor: LlavaProcessor, name:
     probe = PROBE[:2] if name == "plain" else PROBE  # which is for one image and its caption
     if original.facts.has_image_start_end:
         template = template.replace(f"{IMAGE_TOKEN}\\n", f"{IMAGE_START}{IMAGE_TOKEN}{IMAGE_END}\\n")
-    # The original tokenizes the text before and after an image apart, so both begin with the space that the tokenizer
-    # puts before a text. Within one text it may put none there (`legacy` false): then the template writes it.
-    bos = template.replace('{{- bos_token or "" -}}', '{{- bos_token ~ " " if bos_token else "" -}}')
-    candidates = [template, bos]
-    candidates += [text.replace(f"{IMAGE_TOKEN}\\n", f"{IMAGE_TOKEN} \\n") for text in (template, bos)]
+    candidates = [template]
+    for place, spaced in SPACED:
+        candidates += [candidate.replace(place, spaced) for candidate in candidates if place in candidate]
 
     wanted = ids_of_original(processor, template, probe)
     exact = [candidate for candidate in candidates if ids_of(processor, candidate, probe) == wanted]

@@ -34,17 +34,16 @@ from recipes import train as training
 SIDE, PATCH = 32, 8
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
-SIDES = ("left", "right")
-QUESTIONS = {"What colour is the shape?": "colour", "On which side is it?": "side"}
+GROUNDS = ("white", "grey", "black")
+QUESTIONS = {"What colour is the shape?": "colour", "What colour is the ground?": "ground"}
 RECIPES = Path(__file__).parent / "tiny"
 
 
 def draw(scene: dict, rng: random.Random) -> Image.Image:
-    image = Image.new("RGB", (SIDE, SIDE), (236, 234, 228))
+    image = Image.new("RGB", (SIDE, SIDE), scene["ground"])
     colour, shape = scene["colour"], scene["shape"]
-    size = rng.uniform(0.3, 0.45) * SIDE
-    x = rng.uniform(0, SIDE / 2 - size) + (SIDE / 2 if scene["side"] == "right" else 0)
-    y = rng.uniform(0, SIDE - size)
+    size = rng.uniform(0.45, 0.7) * SIDE
+    x, y = rng.uniform(0, SIDE - size), rng.uniform(0, SIDE - size)
     box = (x, y, x + size, y + size)
     pen = ImageDraw.Draw(image)
     if shape == "circle":
@@ -63,12 +62,12 @@ def write_data(folder: Path, num_images: int, seed: int) -> list[dict]:
     scenes = []
     with open(folder / "captions.jsonl", "w") as captions, open(folder / "questions.jsonl", "w") as questions:
         for number in range(num_images):
-            scene = {"colour": rng.choice(COLOURS), "shape": rng.choice(SHAPES), "side": rng.choice(SIDES)}
+            scene = {"colour": rng.choice(COLOURS), "shape": rng.choice(SHAPES), "ground": rng.choice(GROUNDS)}
             scene["image"] = f"{number:05}.png"
             draw(scene, rng).save(folder / "images" / scene["image"])
             scenes.append(scene)
             row = {"id": f"caption-{number}", "images": [scene["image"]]}
-            caption = f"A {scene['colour']} {scene['shape']} on the {scene['side']}."
+            caption = f"A {scene['colour']} {scene['shape']} on a {scene['ground']} ground."
             captions.write(json.dumps(row | {"messages": conversation("Describe the picture.", caption)}) + "\n")
             question = rng.choice(list(QUESTIONS))
             row["id"] = f"question-{number}"
@@ -100,8 +99,8 @@ def write_halves(folder: Path):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    answers = [word.capitalize() for word in COLOURS + SIDES]
-    words = [*QUESTIONS, *COLOURS, *SHAPES, *SIDES, *answers, "USER: ASSISTANT: A on the ."]
+    answers = [word.capitalize() for word in COLOURS + GROUNDS]
+    words = [*QUESTIONS, *COLOURS, *SHAPES, *GROUNDS, *answers, "USER: ASSISTANT: A on a ground."]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=512, initial_alphabet=alphabet, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False
@@ -157,7 +156,7 @@ def draw_answers(rows: list[tuple[Path, str, str, bool]], out: Path):
         x, y = number % 4 * (tile + 150), number // 4 * (tile + 20)
         with Image.open(path) as picture:
             sheet.paste(picture.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
-        asked = question.replace(" the ", "\nthe ").replace(" side ", "\nside ")
+        asked = question.replace(" the ", "\nthe ").replace(" colour ", "\ncolour ")
         pen.text(
             (x + tile + 10, y + 20), f"{asked}\n\n{answer}", fill="darkgreen" if right else "firebrick", font=font
         )
@@ -193,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     draw_answers(rows[:16], folder / "answers.png")
     print(
         f"\n{sum(right)} of {len(right)} questions about {len(held_out)} unseen pictures answered right by stock "
-        f"transformers (guessing: {(1 / len(COLOURS) + 1 / len(SIDES)) / 2:.0%})\n"
+        f"transformers (guessing: {(1 / len(COLOURS) + 1 / len(GROUNDS)) / 2:.0%})\n"
         f"checkpoint {folder}/stage2, pictures {folder}/answers.png, {time.time() - started:.0f} s"
     )
 

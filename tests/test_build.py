@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
+    AutoProcessor,
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
@@ -21,6 +22,7 @@ from transformers import LlavaForConditionalGeneration as Stock
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import build
+from recipes.parts import load_language_model
 from tests import tiny_text
 from tests.tiny import IMAGE_SIZE, NUM_PATCHES, vision_config
 
@@ -252,12 +254,22 @@ def test_heads_that_llava_has_no_place_for_are_refused():
 def test_a_multimodal_language_model_is_refused(tmp_path):
     tiny_text.checkpoint(tmp_path / "llava")
     with pytest.raises(ValueError, match="is a `llava`, which holds more than a language model"):
-        build.load_language_model(str(tmp_path / "llava"))
+        load_language_model(str(tmp_path / "llava"))
 
 
 def test_pictures_have_the_size_of_the_tower(tmp_path):
     _, processor = tiny_text.checkpoint(tmp_path / "out")
     assert processor.pixel_values([RED]).shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+def test_stock_counts_image_tokens_as_we_do(tmp_path, tower, aspect):
+    """vLLM plans its memory with this method of the stock processor."""
+    _, joined = tiny_text.checkpoint(tmp_path / "out", tower, aspect=aspect)
+    stock = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert stock._get_num_multimodal_tokens(image_sizes=[(30, 20)])["num_image_tokens"] == [joined.num_image_tokens]
+    assert stock(images=RED, text="<image>")["input_ids"][0].count(joined.image_token_id) == joined.num_image_tokens
 
 
 def test_tokenizer_files_round_trip(tmp_path):

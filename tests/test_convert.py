@@ -22,6 +22,7 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -30,6 +31,7 @@ from transformers import LlavaForConditionalGeneration as StockLlava
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.convert_original import load_projector
 from processing import LlavaProcessor
+from processing.chat_templates import TEMPLATE_NAMES
 from recipes import cli
 from recipes.convert import convert, main, parser
 from tests.tiny import IMAGE_SIZE, NUM_PATCHES, llava_model, pixels, vision_config
@@ -382,15 +384,19 @@ def test_prompts_are_tokenized_as_in_the_original(tmp_path, spm, tower, legacy):
     wanted = [token for i in wanted for token in ([image] * NUM_PATCHES if i == IMAGE else [i])]
     assert processor.encode_text(messages).input_ids == wanted
     stock = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert (
-        stock.tokenizer(
-            stock.apply_chat_template(messages, add_generation_prompt=True).replace(
-                "<image>", "<image>" * NUM_PATCHES
-            ),
-            add_special_tokens=False,
-        ).input_ids
-        == wanted
+    prompt = stock.apply_chat_template(messages, add_generation_prompt=True).replace(
+        "<image>", "<image>" * NUM_PATCHES
     )
+    for tokenizer in (stock.tokenizer, LlamaTokenizer.from_pretrained(tmp_path / "out")):
+        assert tokenizer(prompt, add_special_tokens=False).input_ids == wanted
+
+
+@pytest.mark.parametrize("template", TEMPLATE_NAMES)
+def test_every_template_can_be_brought_to_the_tokens_of_the_original(tmp_path, spm, tower, template):
+    write_full(tmp_path / "original", spm, tower)
+    write_tokenizer(tmp_path / "original", spm, legacy=False)
+    report = convert(str(tmp_path / "original"), tmp_path / "out", template=template)
+    assert "tokenized a little differently" not in report
 
 
 START_END = {"[PAD]": VOCAB, "<im_patch>": VOCAB + 1, "<im_start>": VOCAB + 2, "<im_end>": VOCAB + 3}

@@ -302,6 +302,7 @@ def test_a_question_that_does_not_fit_is_refused_by_name():
         ([], "sample 7 has no messages"),
         (None, "sample 7 has no messages"),
         ([user("Q"), assistant("  \n ")], "Message 1 of sample 7 is an empty answer"),
+        ([user(""), assistant("A")], "Message 0 of sample 7 is an empty question"),
         ([user("Q"), user("Q")], "Message 1 of sample 7 is by the user, wanted the assistant"),
         ([assistant("A")], "Message 0 of sample 7 is by the assistant, wanted the user"),
         ([user("Q")], "sample 7 ends with a question"),

@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from transformers import LlavaProcessor as StockLlavaProcessor
 from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
-from processing.chat_templates import TEMPLATE_DIR, TEMPLATE_NAMES, load_template, own_template
+from processing.chat_templates import TEMPLATE_NAMES, load_template, own_template
 from tests.tiny import PATCH_SIZE
 from tests.tiny_text import clip_image_processor, tokenizer
 
@@ -265,18 +265,6 @@ def test_bos_is_written_once_and_only_where_there_is_one(name):
         assert render(load_template(name), messages, **variables) == oracle(name, messages, bos="")
     (without,), _ = render_jinja_template([messages], chat_template=load_template(name), eos_token=EOS)
     assert without == oracle(name, messages, bos="")[0]
-
-
-@pytest.mark.parametrize("name", TEMPLATE_NAMES)
-def test_the_conversation_lines_are_the_same_in_every_template(name):
-    def lines(template):
-        (found,) = re.findall(
-            r"\{#- The conversation, the same.*\{#- End of the conversation lines. -#\}", template, re.S
-        )
-        return found
-
-    own = (TEMPLATE_DIR / "own.jinja").read_text(encoding="utf-8")
-    assert lines(load_template(name)) == lines(own)
 
 
 # Arbitrary text. Surrogates cannot be written to a file and are refused before a template sees them.
@@ -643,15 +631,17 @@ def test_own_writes_another_image_token():
 
 
 BEGINNINGS = ["", "\n \n", "  {% if true %}\n\n{% endif %}\n", "  {{ 'x' }}"]
-ENDINGS = ["", "\n", "\r\n", "  ", "  \n", "{% if true %} {% endif %}\n"]
+# And what they write: Jinja drops one line end at the end of a file, `trim_blocks` another one behind a block.
+ENDINGS = {"": "", "\n": "", "\r\n": "", "\n\n": "\n", "  ": "  ", "  \n": "  ", "{% if true %} {% endif %}\n\n": " "}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_own_keeps_white_space_at_both_ends(beginning, ending):
     # A prompt must be a beginning of the whole, so what is written behind it comes before an answer too.
+    gap = ENDINGS[ending] + " "
     body = (
-        "{% for message in messages %}{{ message.role }}:  {{ message.content }}{{ eos_token }}\n\n{% endfor %}"
+        f"{{% for message in messages %}}{{{{ message.role ~ ':{gap}' ~ message.content ~ eos_token }}}}{{% endfor %}}"
         "{{ 'assistant:' if add_generation_prompt }}"
     )
     original = beginning + body + ending

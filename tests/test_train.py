@@ -1,0 +1,132 @@
+"""Training in miniature: which parameters move in which stage, what comes out, and what bad data is told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration as Stock
+
+from processing import LlavaProcessor
+from processing.collator import PaddedCollator
+from recipes import quickstart
+from recipes import train as training
+from tests import tiny_text
+
+
+RECIPES = Path(training.__file__).parent / "tiny"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the data of the quickstart and a tiny checkpoint to start from."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs/quickstart")
+    quickstart.write_data(folder, num_images=12, seed=0)
+    return folder
+
+
+def run(stage: str, *overrides: str) -> dict[str, torch.Tensor]:
+    training.main(["--config", str(RECIPES / f"{stage}.yaml"), "--max_steps", "2", "--logging_steps", "1", *overrides])
+    return load_file(f"outputs/quickstart/{'stage1' if stage == 'pretrain' else 'stage2'}/model.safetensors")
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_each_stage_moves_exactly_its_parameters(workplace, capsys, projector):
+    tiny_text.checkpoint(workplace / "start", projector=projector)
+    start = load_file(workplace / "start/model.safetensors")
+    projector_names = {name for name in start if name.startswith("multi_modal_projector")}
+    if projector == "linear":
+        projector_names = {name for name in projector_names if "linear_1" in name}
+
+    first = run("pretrain")
+    assert moved(start, first) == projector_names
+    assert "multi_modal_projector" in capsys.readouterr().out
+    second = run("finetune")
+    assert moved(first, second) == projector_names | {name for name in start if name.startswith("language_model")}
+
+    log = json.loads((workplace / "stage2/training_log.json").read_text())
+    assert [entry["step"] for entry in log] == [1, 2]
+    LlavaProcessor.from_pretrained(workplace / "stage2")
+    _, info = Stock.from_pretrained(workplace / "stage2", output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_the_collator_pads_what_encode_gives(workplace):
+    processor = tiny_text.processor()
+    rows = training.load_rows(f"{workplace}/captions.jsonl", f"{workplace}/images").select(range(3))
+    text_only = {"id": "t", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho."}]}
+    rows = [*rows, text_only]
+    batch = PaddedCollator(processor)(rows)
+    for i, row in enumerate(rows):
+        one = processor.encode(row["messages"], row.get("images"), for_training=True)
+        length = one["input_ids"].shape[1]
+        for key, fill in (("input_ids", processor.tokenizer.pad_token_id), ("labels", -100), ("attention_mask", 0)):
+            assert torch.equal(batch[key][i, :length], one[key][0])
+            assert (batch[key][i, length:] == fill).all()
+    assert batch["pixel_values"].shape[0] == 3
+
+
+def test_rows_that_are_too_long_are_counted_and_named(workplace, capsys):
+    processor = tiny_text.processor()
+    rows = training.load_rows(f"{workplace}/captions.jsonl", f"{workplace}/images")
+    lengths = [processor.encode_text(messages, for_training=True).answers[0][0] for messages in rows["messages"]]
+    with pytest.raises(ValueError, match="All 12 rows are too long for `max_length: 5`"):
+        training.drop_too_long(rows, processor, 5)
+    assert len(training.drop_too_long(rows, processor, max(lengths) + 1)) == 12
+    assert "dropped 12 of 12 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}`, which is no file"):
+        training.load_rows(str(tmp_path / name))
+
+
+def test_rows_without_messages_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
+    with pytest.raises(ValueError, match="1 rows with the columns conversations; wanted rows with `messages`"):
+        training.load_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_a_broken_sample_is_named(workplace):
+    tiny_text.checkpoint(workplace / "start")
+    lines = (workplace / "captions.jsonl").read_text().splitlines()
+    row = json.loads(lines[3])
+    row["messages"][1]["content"][0]["text"] = " "
+    lines[3] = json.dumps(row)
+    (workplace / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="Message 1 of sample `caption-3` is an empty answer"):
+        run("pretrain")
+
+
+def test_a_misspelt_key_is_an_error(workplace):
+    text = (RECIPES / "pretrain.yaml").read_text().replace("learning_rate", "learning_rat")
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match="learning_rat"):
+        training.parser().parse_args_and_config(["--config", "bad.yaml"])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.parent.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses_strictly(path):
+    arguments, config = training.parser().parse_args_and_config(["--config", str(path)])
+    assert arguments.stage in ("pretrain", "finetune")
+    assert config.output_dir != arguments.model
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quickstart.main([])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "answered right" in line)
+    right, total = int(line.split()[0]), int(line.split()[2])
+    assert right / total > 0.9
+    assert Path("outputs/quickstart/answers.png").stat().st_size > 5000
+    shutil.rmtree("outputs")
