@@ -21,6 +21,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, is_torchdynamo_compiling
 from transformers.utils.generic import can_return_tuple
 
+from .attention import ROW_INPUTS, tree_inputs
 from .configuration_llava import LlavaConfig, check_feature_layers
 from .image_tokens import PromptImages, check_no_image_tokens, check_one_form, splice, uncached_prompt
 from .tower import select_features, tower_grad_mode, tower_hidden_states
@@ -65,9 +66,7 @@ class LlavaMultiModalProjector(nn.Module):
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         dtype = self.linear_1.weight.dtype
-        if (
-            dtype.is_floating_point
-        ):  # features computed before may have another; a quantizer's packed weight says nothing
+        if dtype.is_floating_point:  # cached features may have another; a quantizer's packed weight says nothing
             image_features = image_features.to(dtype)
         return self.linear_2(self.act(self.linear_1(image_features)))
 
@@ -185,6 +184,29 @@ class LlavaModel(LlavaPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
 
+    def _join_other_ranks(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Runs a black picture for nothing, on a rank whose batch has none: the others wait for it in their tower."""
+        height = width = self.config.vision_config.image_size
+        black = inputs_embeds.new_zeros(1, self.config.vision_config.num_channels, height, width)
+        return inputs_embeds + self.multi_modal_projector(self.get_vision_features(black)).sum() * 0
+
+    def expose_final_norm(self):
+        """
+        Makes the language model's final norm a child of this module too, for training with FSDP2.
+
+        accelerate keeps the output head and the final norm in one group, gathered when the norm runs, but it looks for
+        the norm among the children of this module alone. Not found, TRL's loss gathers the head by itself, and its
+        gradient stays that of one rank. Saved names stay those of stock.
+        """
+        children = [child for child in self.language_model.children() if "Norm" in type(child).__name__]
+        if not children:
+            raise ValueError(
+                f"`{type(self.language_model).__name__}` has no final norm among its children, which FSDP2 needs to "
+                "keep the gradient of the output head right. Train it with DDP or ZeRO instead."
+            )
+        self.final_norm = children[-1]
+        self.register_state_dict_post_hook(_drop_exposed_norm)
+
     @can_return_tuple
     def forward(
         self,
@@ -201,6 +223,10 @@ class LlavaModel(LlavaPreTrainedModel):
         image_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LlavaModelOutputWithPast:
+        """
+        As stock, and for training what the collator lays out: rows of trees in one of the forms of `attention.py`, and
+        `keep`, the places in the flattened rows that predict a supervised token, which alone are returned.
+        """
         if image_sizes is not None:
             raise ValueError(
                 "Got `image_sizes`, which is for towers with images of varying size (Pixtral); here every image has "
@@ -235,6 +261,15 @@ class LlavaModel(LlavaPreTrainedModel):
             inputs_embeds = splice(inputs_embeds, is_image, image_embeds)
         elif input_ids is not None and not in_generate and not is_torchdynamo_compiling():
             check_no_image_tokens(input_ids, self.config.image_token_id)
+            if torch.distributed.is_initialized():
+                inputs_embeds = self._join_other_ranks(inputs_embeds)
+
+        rows = {name: kwargs.pop(name) for name in ROW_INPUTS if name in kwargs}
+        if rows:
+            text_config = self.config.get_text_config()
+            kwargs |= tree_inputs(text_config, rows, position_ids, inputs_embeds.dtype)
+            attention_mask, kwargs["use_cache"] = kwargs.pop("attention_mask"), False
+        keep = kwargs.pop("keep", None)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -243,13 +278,21 @@ class LlavaModel(LlavaPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+        last_hidden_state = outputs.last_hidden_state
+        if keep is not None:
+            last_hidden_state = last_hidden_state.flatten(0, 1)[keep][None]  # (1, supervised, hidden)
         return LlavaModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=None if image_embeds is None else image_embeds.flatten(0, 1),
         )
+
+
+def _drop_exposed_norm(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict):
+    for name in [name for name in state_dict if name.startswith(f"{prefix}final_norm.")]:
+        del state_dict[name]
 
 
 class LlavaForConditionalGeneration(LlavaPreTrainedModel, GenerationMixin):
