@@ -3,7 +3,7 @@
 Each token sees what came before it in its own conversation: the shared prefix and its own branch. The collator writes
 this down in one of three forms, and each has its own attention here:
 
-- `end` (rows, length): one past the last token that may look back at a token. Becomes a dense mask, or a flex BlockMask.
+- `end` (rows, length): one past the last token that may look back at a token. Becomes a dense mask or a BlockMask.
 - `segments` (segments, 5): row, start, end, prefix start, prefix end. One small attention each: fast on CPU.
 - `cu_seq_q`, `cu_seq_k`, `kv_index`, `max_q`, `max_k`: the same segments, flattened, with the keys of each gathered:
   one variable-length flash attention on CUDA.

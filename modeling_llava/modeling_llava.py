@@ -190,23 +190,6 @@ class LlavaModel(LlavaPreTrainedModel):
         black = inputs_embeds.new_zeros(1, self.config.vision_config.num_channels, height, width)
         return inputs_embeds + self.multi_modal_projector(self.get_vision_features(black)).sum() * 0
 
-    def expose_final_norm(self):
-        """
-        Makes the language model's final norm a child of this module too, for training with FSDP2.
-
-        accelerate keeps the output head and the final norm in one group, gathered when the norm runs, but it looks for
-        the norm among the children of this module alone. Not found, TRL's loss gathers the head by itself, and its
-        gradient stays that of one rank. Saved names stay those of stock.
-        """
-        children = [child for child in self.language_model.children() if "Norm" in type(child).__name__]
-        if not children:
-            raise ValueError(
-                f"`{type(self.language_model).__name__}` has no final norm among its children, which FSDP2 needs to "
-                "keep the gradient of the output head right. Train it with DDP or ZeRO instead."
-            )
-        self.final_norm = children[-1]
-        self.register_state_dict_post_hook(_drop_exposed_norm)
-
     @can_return_tuple
     def forward(
         self,
@@ -288,11 +271,6 @@ class LlavaModel(LlavaPreTrainedModel):
             attentions=outputs.attentions,
             image_hidden_states=None if image_embeds is None else image_embeds.flatten(0, 1),
         )
-
-
-def _drop_exposed_norm(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict):
-    for name in [name for name in state_dict if name.startswith(f"{prefix}final_norm.")]:
-        del state_dict[name]
 
 
 class LlavaForConditionalGeneration(LlavaPreTrainedModel, GenerationMixin):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import CLIPVisionModel, Dinov2Model, Dinov2WithRegistersModel, SiglipVisionModel
+from transformers.utils import is_torchdynamo_compiling
 
 
 # class of a tower -> names of what runs between the embeddings and the layers, and of the list of layers.
@@ -30,7 +31,11 @@ def tower_hidden_states(tower: nn.Module, pixel_values: torch.Tensor, layers: li
     # What others put around the tower only works when the tower itself is called: hooks (FSDP, DeepSpeed, a user's
     # own), a replaced `forward` (accelerate's device placement) and `tower.compile()`.
     wrapped = tower._forward_hooks or tower._forward_pre_hooks or "forward" in tower.__dict__
-    if type(tower) not in WALKABLE_TOWERS or wrapped or tower._compiled_call_impl is not None:
+    wrapped = wrapped or tower._compiled_call_impl is not None or type(tower) not in WALKABLE_TOWERS
+    # transformers' own hooks on the layers, there once it has captured hidden states, can be traced from within the
+    # tower only. What nothing uses is left out of a graph anyway.
+    hooked_inside = getattr(tower, "_output_capturing_hooks_installed", False)
+    if wrapped or (hooked_inside and is_torchdynamo_compiling()):
         hidden_states = tower(pixel_values, output_hidden_states=layers, return_dict=True).hidden_states
         return [hidden_states[layer] for layer in layers]
 

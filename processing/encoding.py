@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -118,6 +119,25 @@ def truncate(encoded: Encoded, max_length: int, tokens_per_image: int, image_tok
     length = kept[-1][1]
     ids = encoded.input_ids[:length]
     return Encoded(ids, encoded.labels[:length], ids.count(image_token_id) // tokens_per_image, kept)
+
+
+def collapse_images(encoded: Encoded, image_token_id: int, tokens_per_image: int) -> tuple[list[int], list[list[int]]]:
+    """Ids and answers with one token per image, which is how they are stored: the inverse of `expand_images`."""
+    ids = np.asarray(encoded.input_ids)
+    kept = ids != image_token_id
+    images = np.flatnonzero(~kept)
+    kept[images[::tokens_per_image]] = True  # neighbouring images are one run of tokens
+    position = np.concatenate(([0], np.cumsum(kept)))  # of each token, in the collapsed ids
+    return ids[kept].tolist(), position[np.asarray(encoded.answers, dtype=np.int64)].tolist()
+
+
+def expand_images(
+    ids: np.ndarray, answers: np.ndarray, image_token_id: int, tokens_per_image: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and answers (n, 2) as the model sees them, every image with all its tokens."""
+    repeats = np.where(ids == image_token_id, tokens_per_image, 1)
+    position = np.concatenate(([0], np.cumsum(repeats)))
+    return np.repeat(ids, repeats), position[answers]
 
 
 def _unused_fences(messages: list[dict], name: str) -> tuple[str, str]:

@@ -3,149 +3,247 @@
     llava train --config recipes/tiny/pretrain.yaml
     accelerate launch -m recipes.train --config recipes/tiny/finetune.yaml
 
-The loop is TRL's `SFTTrainer`. A YAML holds the fields of `TrainArguments` below and of TRL's `SFTConfig`; a key that
-neither knows is an error, and the command line overrides the file.
+The loop is TRL's `SFTTrainer`. A YAML holds fields of `TrainConfig` (TRL's `SFTConfig` and ours) and of TRL's
+`ModelConfig`; a key that none of them knows is an error, and the command line overrides the file. Started again, a run
+goes on from its last complete checkpoint.
 """
 
 import argparse
 import json
-from dataclasses import dataclass, field
+import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
-from datasets import Dataset, Image, List, load_dataset, load_from_disk
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
 from torch import nn
-from trl import SFTConfig, SFTTrainer, TrlParser
+from transformers import set_seed
+from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_llava import LlavaForConditionalGeneration
-from processing import ConversationTooLong, LlavaProcessor
-from processing.collator import PaddedCollator
+from modeling_llava.final_norm import expose_final_norm
+from processing import LlavaProcessor
+from processing.collator import PaddedCollator, TreeCollator
+from processing.packing import plan
+from processing.rows import PackedRows, encode_rows
+from recipes.projector import replace_projector
+from recipes.throughput import Meter
+from recipes.train_config import TrainConfig
+from recipes.train_data import load_mixture
+from recipes.trainer import CollateNumbered, LlavaTrainer, StopOnSignal, last_complete_checkpoint, write_atomically
 
 
-@dataclass
-class TrainArguments:
-    model: str = field(metadata={"help": "Checkpoint to start from: a directory or Hub id, made by `llava build`."})
-    data: str = field(
-        metadata={
-            "help": "Rows with `messages`, `images` and `id`: a .jsonl or .parquet file, a saved data set, a Hub id."
+PARTS = ("vision_tower", "multi_modal_projector", "language_model")
+ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "flex": "flex_attention", "mask": "sdpa"}
+
+
+def load_model(config: TrainConfig, model_config: ModelConfig) -> LlavaForConditionalGeneration:
+    quantization = get_quantization_config(model_config)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        model_config.model_name_or_path,
+        revision=model_config.model_revision,
+        dtype=model_config.dtype,
+        attn_implementation=model_config.attn_implementation,
+        quantization_config=quantization,
+        device_map=None if quantization is None else {"": PartialState().device},
+    )
+    if config.projector is not None:
+        replace_projector(model, config.projector)
+    return model
+
+
+def choose_trainable(model: LlavaForConditionalGeneration, config: TrainConfig, use_peft: bool) -> None:
+    """Freezes all but what the stage trains; with LoRA, peft does the rest."""
+    model.requires_grad_(False)
+    projector = model.model.multi_modal_projector
+    projector.requires_grad_(True)
+    if model.config.projector_type == "linear":
+        projector.linear_2.requires_grad_(False)  # an identity, and it stays one
+    if config.stage == "finetune" and not use_peft:
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    if config.train_vision:
+        train_used_part_of_tower(model)
+
+
+def train_used_part_of_tower(model: LlavaForConditionalGeneration) -> None:
+    """Layers above the feature layer give no features and would wait for gradients that never come."""
+    tower, layers = model.model.vision_tower, model.config.vision_feature_layer
+    tower.requires_grad_(True)
+    blocks = next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)
+    deepest = max(layer % (len(blocks) + 1) for layer in ([layers] if isinstance(layers, int) else layers))
+    for block in blocks[deepest:]:
+        block.requires_grad_(False)
+    for name, child in tower.named_children():
+        if name in ("post_layernorm", "layernorm", "head"):
+            child.requires_grad_(False)
+
+
+def lora_config(model: LlavaForConditionalGeneration, model_config: ModelConfig) -> LoraConfig:
+    """LoRA on the linear layers of the language model, never on the tower; the projector is trained in full."""
+    targets = model_config.lora_target_modules
+    if targets is None or targets == "all-linear":
+        linear = {
+            name.split(".")[-1]
+            for name, module in model.model.language_model.named_modules()
+            if isinstance(module, nn.Linear) or "Linear" in type(module).__name__
         }
+        targets = rf".*language_model.*\.({'|'.join(sorted(linear))})"
+    return LoraConfig(
+        r=model_config.lora_r,
+        lora_alpha=model_config.lora_alpha,
+        lora_dropout=model_config.lora_dropout,
+        target_modules=targets,
+        modules_to_save=["multi_modal_projector", *(model_config.lora_modules_to_save or [])],
+        use_rslora=model_config.use_rslora,
+        use_dora=model_config.use_dora,
+        task_type="CAUSAL_LM",
     )
-    stage: Literal["pretrain", "finetune"] = field(
-        metadata={"help": "pretrain: the projector alone learns. finetune: projector and language model learn."}
-    )
-    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths in the data start from."})
 
 
-def load_rows(data: str, image_root: str | None = None) -> Dataset:
-    path = Path(data)
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        if not path.is_file():
-            raise ValueError(f"`data` names `{data}`, which is no file. Check the path.")
-        kind = "parquet" if path.suffix == ".parquet" else "json"
-        rows = load_dataset(kind, data_files=str(path), split="train")
-    elif path.is_dir():
-        rows = load_from_disk(path)
-    else:
-        rows = load_dataset(data, split="train")
+def choose_layout(config: TrainConfig, model: LlavaForConditionalGeneration) -> str:
+    """The form in which rows are laid out; also tells the language model how to attend to it."""
+    layout = config.attention
+    if layout == "auto":
+        layout = "varlen" if torch.cuda.is_available() and not config.use_cpu else "segments"
+    model.set_attn_implementation({"text_config": ATTENTION_OF_LAYOUT[layout]})
+    return layout if layout in ("segments", "varlen") else "end"
 
-    missing = {"messages"} - set(rows.column_names)
-    if missing or not len(rows):
-        raise ValueError(
-            f"`{data}` has {len(rows)} rows with the columns {', '.join(rows.column_names) or 'none'}; wanted rows "
-            "with `messages`, and `images` where there are pictures."
+
+def trainable_table(model: nn.Module, config: TrainConfig) -> list[dict]:
+    rates = {"multi_modal_projector": config.projector_lr, "vision_tower": config.vision_lr}
+    rows = []
+    for part in (*PARTS, "lm_head"):
+        found = [p for name, p in model.named_parameters() if part in name]
+        trained = sum(p.numel() for p in found if p.requires_grad)
+        rate = (rates.get(part) or config.learning_rate) if trained else None
+        rows.append(
+            {"module": part, "parameters": sum(p.numel() for p in found), "trained": trained, "learning_rate": rate}
         )
-    if image_root is not None and "images" in rows.column_names:
-        rows = rows.map(lambda row: {"images": [str(Path(image_root, image)) for image in row["images"]]})
-    if "images" in rows.column_names:
-        rows = rows.cast_column("images", List(Image(decode=False)))  # opened by the collator, with care
     return rows
 
 
-def drop_too_long(rows: Dataset, processor: LlavaProcessor, max_length: int | None) -> Dataset:
-    """The rows whose first question fits; every other row that cannot be encoded is an error that names it."""
-    if max_length is None:
-        return rows
-    kept, dropped = [], []
-    for index, messages in enumerate(rows["messages"]):
-        name = str(rows[index]["id"]) if "id" in rows.column_names else str(index)
-        try:
-            processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
-            kept.append(index)
-        except ConversationTooLong:
-            dropped.append(name)
-    if dropped:
-        print(
-            f"dropped {len(dropped)} of {len(rows)} rows: first question longer than {max_length} tokens: "
-            f"{dropped[:20]}"
-        )
-    if not kept:
-        raise ValueError(f"All {len(rows)} rows are too long for `max_length: {max_length}`. Raise it.")
-    return rows.select(kept)
-
-
-def choose_trainable(model: LlavaForConditionalGeneration, stage: str) -> list[nn.Module]:
-    """Freezes all but what the stage trains, and returns the modules that learn."""
-    parts = [model.model.multi_modal_projector]
-    if stage == "finetune":
-        parts += [model.model.language_model, model.lm_head]
-    model.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)
-    if model.config.projector_type == "linear":
-        model.model.multi_modal_projector.linear_2.requires_grad_(False)  # an identity, and it stays one
-    return parts
-
-
-def trainable_table(model: nn.Module) -> str:
-    lines = [f"{'module':<24}{'parameters':>14}{'trained':>14}"]
-    for name, module in (
-        ("vision_tower", model.model.vision_tower),
-        ("multi_modal_projector", model.model.multi_modal_projector),
-        ("language_model", model.model.language_model),
-        ("lm_head", model.lm_head),
-    ):
-        counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
-        lines.append(f"{name:<24}{sum(n for n, _ in counts):>14,}{sum(n for n, trained in counts if trained):>14,}")
+def format_table(rows: list[dict]) -> str:
+    lines = [f"{'module':<24}{'parameters':>16}{'trained':>16}{'learning rate':>16}"]
+    for row in rows:
+        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        lines.append(f"{row['module']:<24}{row['parameters']:>16,}{row['trained']:>16,}{rate:>16}")
     return "\n".join(lines)
 
 
-def train(arguments: TrainArguments, config: SFTConfig) -> list[dict]:
-    """Trains, writes a complete checkpoint to `config.output_dir`, and returns the log."""
-    processor = LlavaProcessor.from_pretrained(arguments.model)
-    model = LlavaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
-    choose_trainable(model, arguments.stage)
-    rows = drop_too_long(load_rows(arguments.data, arguments.image_root), processor, config.max_length)
+def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
+    """Trains, and leaves in `output_dir` a complete checkpoint (with LoRA, the adapter) and `training.json`."""
+    check_choices(config, model_config)
+    started = time.time()
+    set_seed(config.seed)
+    checkpoint = find_checkpoint(config)
+    processor = LlavaProcessor.from_pretrained(model_config.model_name_or_path)
+    model = load_model(config, model_config)
+    choose_trainable(model, config, model_config.use_peft)
+    peft_config = lora_config(model, model_config) if model_config.use_peft else None
 
-    # The collator makes ids and labels; TRL's own preparation and column filter have nothing to do.
-    config.remove_unused_columns = False
+    rows, sources = load_mixture(config.data, config.data_weights, config.image_root, config.seed)
+    encoded, report = encode_rows(rows, processor, config.max_length, skip_invalid=config.skip_invalid)
+    rows_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    epochs, planned = config.num_train_epochs, None
+    if config.packing:
+        planned = plan(
+            encoded,
+            max_length=config.max_length,
+            max_images=config.max_images_per_row,
+            seed=config.seed,
+            epochs=int(epochs),
+            rows_per_step=rows_per_step,
+            tokens_per_image=processor.num_image_tokens,
+        )
+        train_rows, collator = (
+            PackedRows(rows, encoded, planned),
+            TreeCollator(processor, choose_layout(config, model)),
+        )
+        config.num_train_epochs, config.train_sampling_strategy = 1, "sequential"
+    else:
+        usable = [i for i, reason in enumerate(encoded["rejected"]) if not reason]
+        train_rows, collator, epochs = rows.select(usable), PaddedCollator(processor, config.max_length), 1
+
+    # The collator makes ids and labels: TRL's own preparation, packing and column filter have nothing to do.
+    config.packing, config.remove_unused_columns = False, False
     config.dataset_kwargs = {"skip_prepare_dataset": True}
-    trainer = SFTTrainer(
+    if config.ddp_find_unused_parameters is None and planned is not None:
+        config.ddp_find_unused_parameters = False  # every trained parameter takes part in every batch
+    if config.fsdp_plugin_args:
+        expose_final_norm(model.model)
+    trainer = LlavaTrainer(
         model=model,
         args=config,
-        train_dataset=rows,
+        train_dataset=Dataset.from_dict({"row": range(len(train_rows))}),
         processing_class=processor,
-        data_collator=PaddedCollator(processor, config.max_length),
+        data_collator=CollateNumbered(train_rows, collator),
+        peft_config=peft_config,
+        callbacks=[StopOnSignal()],
+        epochs_in_plan=int(epochs),
+        name_rows=lambda numbers: [name for n in numbers for name in ids_of_row(train_rows, n)],
+        meter=Meter(model.config, config.stage, config.train_vision),
     )
+    table = trainable_table(trainer.model, config)
     if trainer.is_world_process_zero():
-        print(
-            f"{arguments.stage} of {arguments.model} on {len(rows)} rows of {arguments.data}\n{trainable_table(model)}"
-        )
-    trainer.train()
+        print(f"{config.stage} of {model_config.model_name_or_path}: {report}")
+        print(format_table(table))
+        if planned is not None:
+            print(planned.summary)
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < trainer.state.max_steps:
+        return trainer  # stopped by a signal; the checkpoint is there
     trainer.save_model()
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
-        (Path(config.output_dir) / "training_log.json").write_text(json.dumps(log, indent=1))
-    return log
+        facts = {
+            "stage": config.stage,
+            "model": model_config.model_name_or_path,
+            "data": sources,
+            "trainable": table,
+            "config": config.to_dict(),
+            "versions": {
+                name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+            },
+            "seconds": round(time.time() - started, 1),
+            "log": trainer.state.log_history,
+        }
+        write_atomically(Path(config.output_dir) / "training.json", json.dumps(facts, indent=1, default=str))
+    return trainer
+
+
+def ids_of_row(rows: Dataset | PackedRows, number: int) -> list[str]:
+    return rows.ids(number) if isinstance(rows, PackedRows) else [str(rows[number].get("id", number))]
+
+
+def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
+    if config.stage == "pretrain" and model_config.use_peft:
+        raise ValueError("`use_peft` goes with `stage: finetune`; in stage 1 the projector alone learns, in full.")
+    if config.packing and config.num_train_epochs != int(config.num_train_epochs):
+        raise ValueError(
+            f"`num_train_epochs` is {config.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
+        )
+    if model_config.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is missing. Give the checkpoint of `llava build` or of stage 1.")
+
+
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    given = config.resume_from_checkpoint
+    if isinstance(given, str) and given.lower() not in ("true", "false"):
+        return Path(given)
+    return last_complete_checkpoint(config.output_dir)
 
 
 def parser() -> argparse.ArgumentParser:
-    return TrlParser((TrainArguments, SFTConfig), prog="llava train")
+    return TrlParser((TrainConfig, ModelConfig), prog="llava train")
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, config = parser().parse_args_and_config(argv)
-    train(arguments, config)
+    config, model_config = parser().parse_args_and_config(argv)
+    train(config, model_config)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration as Stock
 
 from modeling_llava.attention import varlen_attention
+from modeling_llava.final_norm import expose_final_norm
 from tests.tiny import image_ids, llava_model, pixels, text_config
 
 
@@ -200,10 +201,11 @@ def test_varlen_without_rows_is_plain_attention():
 def test_the_final_norm_is_exposed_without_a_name_of_its_own(tmp_path):
     model = make_model("llama")
     names = set(model.state_dict())
-    model.model.expose_final_norm()
+    expose_final_norm(model.model)
     assert model.model.final_norm is model.model.language_model.norm
     assert list(dict(model.model.named_children()))[-1] == "final_norm"
     assert set(model.state_dict()) == names
+    model.load_state_dict(make_model("llama").state_dict())
     model.save_pretrained(tmp_path)
     _, info = Stock.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
