@@ -92,7 +92,7 @@ class Plan:
         return [(int(self.trees.prefix[t]), self.trees.samples[offsets[t] : offsets[t + 1]]) for t in numbers]
 
 
-def plan(
+def plan_rows(
     encoded: Dataset,
     *,
     max_length: int,

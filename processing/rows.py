@@ -1,7 +1,7 @@
 """Conversations of a data set to rows of training: encoded once, planned by length, read when a row is due.
 
     encoded, report = encode_rows(dataset, processor, max_length)      # text only, cached
-    rows = PackedRows(dataset, encoded, plan(encoded, max_length=max_length, ...))
+    rows = PackedRows(dataset, encoded, plan_rows(encoded, max_length=max_length, ...))
     DataLoader(rows, batch_size, collate_fn=TreeCollator(processor, "segments"))   # pictures are opened here
 
 Data sets that are read as a stream: `streaming.py`.
@@ -86,7 +86,7 @@ def encode_rows(
     """Ids, answers and lengths of every conversation, row for row; no picture is opened, and none is copied.
 
     The result has as many rows as `dataset`. Conversations that cannot be used are an error that counts them by
-    reason, or with `skip_invalid` are in the report, and in the result without tokens: `plan` leaves them out.
+    reason, or with `skip_invalid` are in the report, and in the result without tokens: `plan_rows` leaves them out.
     """
     if "messages" not in dataset.column_names:
         raise ValueError(

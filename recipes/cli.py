@@ -17,7 +17,9 @@ from importlib.metadata import version
 COMMANDS = {
     "build": ("recipes.build", "Join a vision tower and a language model into one checkpoint"),
     "convert": ("recipes.convert", "Turn original-LLaVA checkpoints into this format, and back"),
+    "data": ("recipes.data", "Check training data: conversations, pictures, lengths"),
     "train": ("recipes.train", "Train the projector (stage 1), or projector and language model (stage 2)"),
+    "merge": ("recipes.merge", "Fold a LoRA adapter into a full checkpoint"),
 }
 
 

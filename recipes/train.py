@@ -26,13 +26,23 @@ from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.final_norm import expose_final_norm
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator, TreeCollator
-from processing.packing import plan
+from processing.packing import plan_rows
 from processing.rows import PackedRows, encode_rows
+from recipes.checkpoints import (
+    FINISHED,
+    RUN,
+    check_same_run,
+    describe_run,
+    is_finished,
+    last_complete_checkpoint,
+    wait_for_all,
+    write_atomically,
+)
 from recipes.projector import replace_projector
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
 from recipes.train_data import load_mixture
-from recipes.trainer import CollateNumbered, LlavaTrainer, StopOnSignal, last_complete_checkpoint, write_atomically
+from recipes.trainer import CollateNumbered, LlavaTrainer, StopOnSignal
 
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
@@ -133,23 +143,36 @@ def format_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
-    """Trains, and leaves in `output_dir` a complete checkpoint (with LoRA, the adapter) and `training.json`."""
+def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None:
+    """Trains, and leaves in `output_dir` a complete checkpoint (with LoRA, the adapter) and `training.json`.
+
+    A run that had ended is left as it is, and nothing is returned.
+    """
     check_choices(config, model_config)
     started = time.time()
-    set_seed(config.seed)
-    checkpoint = find_checkpoint(config)
     processor = LlavaProcessor.from_pretrained(model_config.model_name_or_path)
-    model = load_model(config, model_config)
-    choose_trainable(model, config, model_config.use_peft)
-    peft_config = lora_config(model, model_config) if model_config.use_peft else None
-
     rows, sources = load_mixture(config.data, config.data_weights, config.image_root, config.seed)
     encoded, report = encode_rows(rows, processor, config.max_length, skip_invalid=config.skip_invalid)
     rows_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    run = describe_run(config, model_config, encoded, rows_per_step)
+    check_same_run(config.output_dir, run)
+    if is_finished(config.output_dir):
+        if PartialState().is_main_process:
+            print(f"{config.output_dir} holds the result of this run already. Delete it to train again.")
+        return None
+    checkpoint = find_checkpoint(config)
+    wait_for_all()  # all have looked before one writes
+    if PartialState().is_main_process:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(config.output_dir) / RUN, json.dumps(run, indent=1))
+
+    set_seed(config.seed)
+    model = load_model(config, model_config)
+    choose_trainable(model, config, model_config.use_peft)
+    peft_config = lora_config(model, model_config) if model_config.use_peft else None
     epochs, planned = config.num_train_epochs, None
     if config.packing:
-        planned = plan(
+        planned = plan_rows(
             encoded,
             max_length=config.max_length,
             max_images=config.max_images_per_row,
@@ -172,8 +195,7 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
     config.dataset_kwargs = {"skip_prepare_dataset": True}
     if config.ddp_find_unused_parameters is None and planned is not None:
         config.ddp_find_unused_parameters = False  # every trained parameter takes part in every batch
-    if config.fsdp_plugin_args:
-        expose_final_norm(model.model)
+    stop = StopOnSignal()
     trainer = LlavaTrainer(
         model=model,
         args=config,
@@ -181,11 +203,15 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
         processing_class=processor,
         data_collator=CollateNumbered(train_rows, collator),
         peft_config=peft_config,
-        callbacks=[StopOnSignal()],
+        callbacks=[stop],
         epochs_in_plan=int(epochs),
         name_rows=lambda numbers: [name for n in numbers for name in ids_of_row(train_rows, n)],
         meter=Meter(model.config, config.stage, config.train_vision),
     )
+    if trainer.is_fsdp_enabled:
+        expose_final_norm(model.model)
+    elif not trainer.is_deepspeed_enabled:
+        keep_trained_weights_in_float32(trainer.model)
     table = trainable_table(trainer.model, config)
     if trainer.is_world_process_zero():
         print(f"{config.stage} of {model_config.model_name_or_path}: {report}")
@@ -194,7 +220,8 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
             print(planned.summary)
         if checkpoint is not None:
             print(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < trainer.state.max_steps:
         return trainer  # stopped by a signal; the checkpoint is there
     trainer.save_model()
@@ -211,8 +238,15 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer:
             "seconds": round(time.time() - started, 1),
             "log": trainer.state.log_history,
         }
-        write_atomically(Path(config.output_dir) / "training.json", json.dumps(facts, indent=1, default=str))
+        write_atomically(Path(config.output_dir) / FINISHED, json.dumps(facts, indent=1, default=str))
     return trainer
+
+
+def keep_trained_weights_in_float32(model: nn.Module) -> None:
+    """The steps of a small learning rate vanish in bfloat16. FSDP2 and DeepSpeed keep a copy in float32 themselves."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def ids_of_row(rows: Dataset | PackedRows, number: int) -> list[str]:

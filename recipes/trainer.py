@@ -1,9 +1,8 @@
 """TRL's `SFTTrainer` for planned rows: in their order, a learning rate per part, checkpoints whole or not at all."""
 
-import json
-import os
-import re
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +13,13 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from processing.collator import PaddedCollator, TreeCollator
 from processing.rows import PackedRows
+from recipes.checkpoints import delete_old_checkpoints, mark_complete
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
-
-
-COMPLETE = "complete.json"
 
 
 @dataclass
@@ -94,54 +90,47 @@ class LlavaTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.meter.read()
-        if "epoch" in logs:
-            logs["epoch"] *= self.epochs_in_plan
+        passes, self.state.epoch = self.state.epoch, (self.state.epoch or 0) * self.epochs_in_plan
         super().log(logs, start_time)
-        if "epoch" in self.state.log_history[-1]:
-            self.state.log_history[-1]["epoch"] *= self.epochs_in_plan
+        self.state.epoch = passes
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # half of one, from a run that was killed
+        self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)  # deletes no old one before the new one is whole
         finally:
             self.args.save_total_limit = limit
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-            write_atomically(folder / COMPLETE, json.dumps({"step": self.state.global_step, "files": files}))
-            rotate_checkpoints(output_dir=self.args.output_dir, save_total_limit=limit, use_mtime=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint whose every file is there in its full size; one that was cut off is passed over."""
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        number, marker = re.fullmatch(r"checkpoint-(\d+)", folder.name), folder / COMPLETE
-        if number and marker.is_file():
-            files = json.loads(marker.read_text())["files"]
-            if all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in files.items()):
-                found.append((int(number[1]), folder))
-    return max(found)[1] if found else None
+            mark_complete(folder, self.state.global_step)
+            best = self.state.best_model_checkpoint
+            delete_old_checkpoints(self.args.output_dir, limit, {folder} | ({Path(best)} if best else set()))
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM (a preempted job) and SIGINT: the step ends, a checkpoint is saved, the run stops."""
+    """SIGTERM (a preempted job) and SIGINT: the step ends, a checkpoint is saved, the run stops.
+
+    Signals are received within `with`; before and after they do what they did.
+    """
 
     def __init__(self):
         self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():  # others may not receive signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.before = {}
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received:
@@ -149,7 +138,17 @@ class StopOnSignal(TrainerCallback):
         self.received = signal.Signals(number).name
 
     def on_step_end(self, args: TrainConfig, state: TrainerState, control: TrainerControl, **kwargs) -> TrainerControl:
-        if self.received:
-            print(f"{self.received}: saving step {state.global_step} of {state.max_steps} and stopping")
+        if self._received_by_any(args.device):
+            if state.is_world_process_zero:
+                name = self.received or "signal to another process"
+                print(f"{name}: saving step {state.global_step} of {state.max_steps} and stopping")
             control.should_save = control.should_training_stop = True
         return control
+
+    def _received_by_any(self, device: torch.device) -> bool:
+        """A signal reaches the processes of a run at different steps, if all of them: they stop at the same one."""
+        if not torch.distributed.is_initialized():
+            return self.received is not None
+        flag = torch.tensor(float(self.received is not None), device=device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return flag.item() > 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from processing import ImageError
 from processing.collator import PaddedCollator, TreeCollator
 from processing.encoding import IGNORE
-from processing.packing import plan
+from processing.packing import plan_rows
 from processing.rows import PackedRows, Tree, encode_rows
 from tests import tiny_text
 from tests.conversations import assistant, encoded_dataset, png, sample, user
@@ -200,7 +200,7 @@ def test_every_conversation_meets_only_itself(groups, rows_per_step, begin):
                 ids = ids + question + [4] * length
             records.append((ids, answers, str(number) if shared and images else ""))
     encoded = encoded_dataset(records)
-    made = plan(encoded, max_length=40, rows_per_step=rows_per_step, tokens_per_image=NUM_PATCHES)
+    made = plan_rows(encoded, max_length=40, rows_per_step=rows_per_step, tokens_per_image=NUM_PATCHES)
     rows = PackedRows(Dataset.from_dict({"messages": [[]] * len(records)}), encoded, made)
     step = [rows[i] for i in range(rows_per_step)]
     for row in step:  # the tests' image token to the processor's
@@ -260,7 +260,7 @@ CONVERSATIONS = [
 
 def packed(processor, dataset, max_length=600, **options):
     encoded, _ = encode_rows(dataset, processor, max_length)
-    made = plan(encoded, max_length=max_length, tokens_per_image=NUM_PATCHES, rows_per_step=1, **options)
+    made = plan_rows(encoded, max_length=max_length, tokens_per_image=NUM_PATCHES, rows_per_step=1, **options)
     return PackedRows(dataset, encoded, made)
 
 

@@ -18,6 +18,7 @@ ALLOWED = {
 }
 ALLOWED["recipes"] = set.union(*ALLOWED.values()) | set(ALLOWED)
 ALLOWED["recipes"] |= {"trl", "peft", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "yaml", "tqdm"}
+ALLOWED["recipes"] |= {"deepspeed"}  # in one place, where it is in use already
 
 
 def imported_modules(source: str) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from processing.packing import grow_trees, plan, read_samples
+from processing.packing import grow_trees, plan_rows, read_samples
 from tests.conversations import encoded_dataset
 
 
@@ -102,7 +102,7 @@ def test_every_conversation_is_in_one_row_of_every_epoch(groups, rows_per_step, 
         records += [conversation(question, length, key, images) for question, length in branches]
     encoded = encoded_dataset(records)
     arguments = {"max_length": max_length, "rows_per_step": rows_per_step, "tokens_per_image": TOKENS_PER_IMAGE}
-    made = plan(encoded, **arguments, epochs=epochs, max_images=max_images, seed=3)
+    made = plan_rows(encoded, **arguments, epochs=epochs, max_images=max_images, seed=3)
     rows = samples_by_row(made)
 
     assert len(made) % rows_per_step == 0
@@ -125,27 +125,27 @@ def test_every_conversation_is_in_one_row_of_every_epoch(groups, rows_per_step, 
         assert tokens <= max_length
         assert max_images is None or images <= max_images or len(made.trees_of(row)) == 1
 
-    again = plan(encoded, **arguments, epochs=epochs, max_images=max_images, seed=3)
+    again = plan_rows(encoded, **arguments, epochs=epochs, max_images=max_images, seed=3)
     assert np.array_equal(again.row_trees, made.row_trees) and np.array_equal(again.row_offsets, made.row_offsets)
 
 
 def test_epochs_and_seeds_differ():
     encoded = encoded_dataset([conversation([7, i % 5], i % 9 + 1) for i in range(200)])
     arguments = {"max_length": 60, "rows_per_step": 2, "tokens_per_image": TOKENS_PER_IMAGE}
-    made = plan(encoded, **arguments, epochs=2, seed=0)
+    made = plan_rows(encoded, **arguments, epochs=2, seed=0)
     rows = samples_by_row(made)
     second = made.epoch_starts[1]
     assert rows[:second] != rows[second:]
-    assert rows != samples_by_row(plan(encoded, **arguments, epochs=2, seed=1))
+    assert rows != samples_by_row(plan_rows(encoded, **arguments, epochs=2, seed=1))
     # More epochs do not change what came before, but for the step that was the last.
-    longer = samples_by_row(plan(encoded, **arguments, epochs=3, seed=0))
+    longer = samples_by_row(plan_rows(encoded, **arguments, epochs=3, seed=0))
     assert longer[: len(rows) - 2] == rows[:-2]
 
 
 @pytest.mark.parametrize("num_samples, sizes", [(1, [0, 0, 0, 1]), (3, [0, 1, 1, 1]), (4, [1] * 4), (8, [2] * 4)])
 def test_the_last_step_is_filled_by_spreading_its_trees(num_samples, sizes):
     encoded = encoded_dataset([conversation([7], 3) for _ in range(num_samples)])
-    made = plan(encoded, max_length=1000, rows_per_step=4, tokens_per_image=TOKENS_PER_IMAGE)
+    made = plan_rows(encoded, max_length=1000, rows_per_step=4, tokens_per_image=TOKENS_PER_IMAGE)
     assert sorted(len(row) for row in samples_by_row(made)) == sizes
     assert made.summary.steps == 1
 
@@ -168,7 +168,7 @@ def test_rows_of_a_llava_like_mix_are_full_and_steps_are_even():
     encoded = encoded_dataset(llava_like(4_000))
     # 576 tokens an image, where `encoded_dataset` counts 4.
     encoded = encoded.map(lambda row: {"num_tokens": row["num_tokens"] + 572})
-    made = plan(encoded, max_length=4096, rows_per_step=16, tokens_per_image=576)
+    made = plan_rows(encoded, max_length=4096, rows_per_step=16, tokens_per_image=576)
     assert made.summary.filled > 0.95
     assert made.summary.waste < 0.02
     assert 1.4 < made.summary.sharing < 1.6
@@ -188,7 +188,7 @@ def test_rows_of_a_llava_like_mix_are_full_and_steps_are_even():
 
 def test_the_summary_is_one_line():
     records = [conversation([7, 8], 4, "a"), conversation([7, 9], 4, "a"), conversation([7], 8)]
-    made = plan(encoded_dataset(records), max_length=40, rows_per_step=1, tokens_per_image=TOKENS_PER_IMAGE)
+    made = plan_rows(encoded_dataset(records), max_length=40, rows_per_step=1, tokens_per_image=TOKENS_PER_IMAGE)
     assert str(made.summary) == (
         "3 conversations in 2 trees, sharing 1.20x; 1 epochs in 1 rows, 75.0% filled, 0.0% padding; "
         "1 steps of 3.0 conversations and 2.0 images"

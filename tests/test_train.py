@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration as Stock
 
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator
-from recipes import quickstart
+from recipes import data, merge, quickstart
 from recipes import train as training
 from recipes.train_data import load_rows
 from tests import tiny_text
@@ -109,6 +110,57 @@ def test_a_misspelt_key_is_an_error(workplace):
     Path("bad.yaml").write_text(text)
     with pytest.raises(ValueError, match="learning_rat"):
         training.parser().parse_args_and_config(["--config", "bad.yaml"])
+
+
+def test_stage_2_takes_the_projector_of_another_run(workplace):
+    tiny_text.checkpoint(workplace / "start", projector="linear")
+    first = run("pretrain")
+    tiny_text.checkpoint(workplace / "other", projector="linear")
+    rates = ["--learning_rate", "0.0", "--projector_lr", "0.0"]
+    sources = ["--model_name_or_path", "outputs/quickstart/other", "--projector", "outputs/quickstart/stage1"]
+    second = run("finetune", *rates, *sources)
+    for name in first:
+        if name.startswith("multi_modal_projector"):
+            assert torch.equal(first[name], second[name])
+
+
+def test_a_lora_is_merged_into_a_checkpoint_for_stock(workplace):
+    _, processor = tiny_text.checkpoint(workplace / "stage1", projector="linear")
+    training.main(
+        ["--config", str(RECIPES / "finetune.yaml"), "--max_steps", "2", "--use_peft", "true", "--lora_r", "4"]
+    )
+    adapter = workplace / "stage2"
+    trained = {name.split(".")[-4] for name in load_file(adapter / "adapter_model.safetensors") if "lora_A" in name}
+    assert trained == {"self_attn", "mlp"}
+    merge.main(["--adapter", str(adapter), "--out", "merged"])
+
+    base = Stock.from_pretrained(workplace / "stage1").eval()
+    adapted = PeftModel.from_pretrained(base, adapter).eval()
+    merged = Stock.from_pretrained("merged").eval()
+    rows = load_rows(f"{workplace}/questions.jsonl", f"{workplace}/images")
+    inputs = processor.encode(rows[0]["messages"][:1], rows[0]["images"])
+    with torch.no_grad():
+        expected = adapted(**inputs).logits
+        assert torch.allclose(merged(**inputs).logits, expected, atol=1e-5)
+        assert not torch.allclose(Stock.from_pretrained(workplace / "stage1")(**inputs).logits, expected, atol=1e-5)
+
+
+def test_data_check_counts_what_cannot_be_used(workplace, capsys):
+    tiny_text.checkpoint(workplace / "start")
+    command = ["check", f"{workplace}/captions.jsonl", "--model", f"{workplace}/start"]
+    command += ["--image-root", f"{workplace}/images"]
+    data.main(command)
+    assert "12 usable rows" in capsys.readouterr().out
+
+    lines = (workplace / "captions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[3]["messages"][1]["content"][0]["text"] = " "
+    (workplace / "images" / rows[5]["images"][0]).write_bytes(b"no picture")
+    (workplace / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="2 rows of .* cannot be used"):
+        data.main(command)
+    report = capsys.readouterr().out
+    assert "`caption-3`" in report and "`caption-5`" in report and "10 usable rows" in report
 
 
 @pytest.mark.slow

@@ -1,0 +1,120 @@
+"""What a run leaves in its `output_dir`: checkpoints that are whole or not there, and which run they belong to."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from datasets import Dataset
+from trl import ModelConfig
+
+from recipes.train_config import TrainConfig
+
+
+COMPLETE, RUN, FINISHED = "complete.json", "run.json", "training.json"
+# Fields of `TrainConfig` that say where and how to run, not what to compute: a run goes on with others too. The three
+# that make up `rows_per_step` are compared as that one number.
+FREE = re.compile(
+    r"output_dir|save_.*|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|"
+    r"push_to_hub|hub_.*|do_.*|eval_.*|per_device_.*|gradient_accumulation_steps|auto_find_batch_size|use_cpu|"
+    r"attention|activation_.*|gradient_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed|"
+    r"accelerator_config|parallelism_config|local_rank|debug|skip_memory_metrics|include_.*|batch_eval_metrics|"
+    r"prediction_loss_only|restore_callback_states_from_checkpoint|enable_jit_checkpoint|dataset_num_proc|"
+    r"dataloader_(?!drop_last).*|skip_invalid"
+)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def mark_complete(folder: Path, step: int) -> None:
+    """The last thing written into a checkpoint: the names and sizes of its files."""
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+    write_atomically(folder / COMPLETE, json.dumps({"step": step, "files": files}))
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoints whose every file is there in its full size, the oldest first; what was cut off is passed over."""
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        number, marker = re.fullmatch(r"checkpoint-(\d+)", folder.name), folder / COMPLETE
+        if number and marker.is_file():
+            files = json.loads(marker.read_text())["files"]
+            if all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in files.items()):
+                found.append((int(number[1]), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    return next(reversed(complete_checkpoints(output_dir)), None)
+
+
+def delete_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[Path]) -> None:
+    """Leaves the newest `limit` complete ones and those to keep; halves of checkpoints count for nothing and go."""
+    if not limit or limit < 1:
+        return
+    keep = keep | set(complete_checkpoints(output_dir)[-limit:])
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if re.fullmatch(r"checkpoint-\d+", folder.name) and folder not in keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe_run(config: TrainConfig, model_config: ModelConfig, encoded: Dataset, rows_per_step: int) -> dict:
+    """Everything that decides what a run computes; to be called before anything changes `config`."""
+    fields = {
+        name: value for name, value in (config.to_dict() | asdict(model_config)).items() if not FREE.fullmatch(name)
+    }
+    fields["rows_per_step"] = rows_per_step
+    fields["conversations"] = {"number": len(encoded), "hash": hash_of(encoded)}
+    return json.loads(json.dumps(fields, default=str))
+
+
+def hash_of(encoded: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for table in encoded.select_columns(["id", "input_ids", "answers"]).with_format("arrow").iter(batch_size=10_000):
+        digest.update("\n".join(table["id"].to_pylist()).encode())
+        for column in ("input_ids", "answers"):
+            values = table[column].combine_chunks()
+            digest.update(values.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            flat = values.flatten() if column == "input_ids" else values.flatten().flatten()
+            digest.update(flat.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_run(output_dir: str | Path, run: dict[str, Any]) -> None:
+    """Refuses a folder with the checkpoints or the result of a run that computes something else."""
+    folder = Path(output_dir)
+    if last_complete_checkpoint(folder) is None and not (folder / FINISHED).is_file():
+        return  # nothing there to go on from
+    if not (folder / RUN).is_file():
+        raise ValueError(
+            f"`{folder}` holds a training, but no `{RUN}` that says of what. Give another `output_dir`, or delete it."
+        )
+    before = json.loads((folder / RUN).read_text())
+    differ = [name for name in sorted(before.keys() | run.keys()) if before.get(name) != run.get(name)]
+    if differ:
+        lines = [f"- {name}: it has {before.get(name)!r}, wanted {run.get(name)!r}" for name in differ]
+        raise ValueError(
+            f"`{folder}` holds another run than the one asked for:\n" + "\n".join(lines) + "\nGive another "
+            "`output_dir`, delete this one to start anew, or take back the changes to go on with it."
+        )
+
+
+def is_finished(output_dir: str | Path) -> bool:
+    return (Path(output_dir) / RUN).is_file() and (Path(output_dir) / FINISHED).is_file()
+
+
+def wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
