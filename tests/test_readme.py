@@ -102,7 +102,7 @@ def run_problems(module: str, arguments: list[str]) -> list[str]:
         parser = importlib.import_module(module).parser()
     except (ImportError, AttributeError) as error:
         return [str(error)]
-    known = {option for action in parser._actions for option in action.option_strings}
+    known = options_of(parser)
     if isinstance(parser, TrlParser):
         known.add("--config")  # which it takes out of the line before argparse sees it
     flags = [word.split("=")[0] for word in arguments if re.match(r"--?[a-zA-Z]", word)]
@@ -117,6 +117,14 @@ def run_problems(module: str, arguments: list[str]) -> list[str]:
     except SystemExit:
         return stderr.getvalue().strip().splitlines()[-1:]
     return []
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    options = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options = options.union(*map(options_of, action.choices.values()))
+    return options
 
 
 @pytest.fixture
