@@ -45,9 +45,10 @@ def uncached_prompt(
 def splice(inputs_embeds: torch.Tensor, is_image: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
     """`image_embeds`, (images, tokens per image, hidden), at the places `is_image`, (batch, seq), in their order."""
     num_images, tokens_per_image = image_embeds.shape[:2]
+    per_sample = is_image.sum(-1)
     torch_compilable_check(
-        is_image.sum() == num_images * tokens_per_image,
-        lambda: mismatch_message(is_image.sum(-1).tolist(), num_images, tokens_per_image),
+        (per_sample.sum() == num_images * tokens_per_image) & (per_sample % tokens_per_image == 0).all(),
+        lambda: mismatch_message(per_sample.tolist(), num_images, tokens_per_image),
     )
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_embeds)

@@ -2,12 +2,12 @@
 
 Three promises, each held by a test:
 - Labels come from the `{% generation %}` marks of the template, while encoding; nothing is found again by counting.
-- Text cannot become control: the spelling of a control token inside a message is encoded as plain characters. Image
-  places come from structure alone.
+- Text cannot become control: where the characters of a message would give a control token, however they spell it, they
+  are encoded as plain characters. Image places come from structure alone.
 - For text without such spellings the ids are those of the stock processor with the same template.
 """
 
-import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,7 +19,8 @@ from .conversation import ConversationError, ConversationTooLong, count_images, 
 
 
 IGNORE = -100
-# Private-use characters that fence control spellings while the template runs; a pair that the text lacks is taken.
+Range = tuple[int, int]  # [start, end) of characters or tokens
+# Private-use characters that fence the words of messages while the template runs; a pair that they lack is taken.
 FENCES = [(chr(0xF0000 + i), chr(0xF0001 + i)) for i in range(0, 0x200, 2)]
 
 # What a piece in the middle of a text is encoded after; the last, nothing, always fits.
@@ -38,8 +39,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    control: re.Pattern  # the spelling of every token that text must not become
-    control_ids: frozenset[int]
+    control_ids: frozenset[int]  # what text must not become: special tokens, and those the template writes
     prefix: list[int]  # what the tokenizer itself puts before a text, and after it
     suffix: list[int]
 
@@ -51,17 +51,15 @@ def tokenizer_facts(
     """Facts that are the same for every conversation; `num_tokens` is `len(tokenizer)`, which grows when tokens are
     added.
     """
-    control_ids = {tokenizer.convert_tokens_to_ids(image_token): image_token} | {
-        i: token.content
+    control_ids = {tokenizer.convert_tokens_to_ids(image_token)} | {
+        i
         for i, token in tokenizer.added_tokens_decoder.items()
         if token.special or (token.content in chat_template and not token.content.isspace())
     }
-    spellings = sorted(control_ids.values(), key=len, reverse=True)
     bare = tokenizer("a", add_special_tokens=False).input_ids
     full = tokenizer("a", add_special_tokens=True).input_ids
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
     return TokenizerFacts(
-        control=re.compile("|".join(map(re.escape, spellings))),
         control_ids=frozenset(control_ids),
         prefix=full[:start],
         suffix=full[start + len(bare) :],
@@ -80,20 +78,20 @@ def encode_messages(
     """Ids and labels of a conversation that `check_conversation` has passed."""
     facts = tokenizer_facts(tokenizer, len(tokenizer), chat_template, image_token)
     fences = _unused_fences(messages, name)
-    fenced = [_fence_message(message, facts.control, fences) for message in messages]
     rendered, spans = render_jinja_template(
-        conversations=[fenced],
+        conversations=[[_fence_message(message, fences) for message in messages]],
         chat_template=chat_template,
         return_assistant_tokens_mask=True,
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
-    ids, offsets = _tokenize(rendered[0], spans[0], tokenizer, facts, fences)
-    if tokenizer.bos_token is None or not rendered[0].startswith(tokenizer.bos_token):
+    text, said, spoken = _take_out_fences(rendered[0], spans[0], fences)
+    ids, offsets = _tokenize(text, said, spoken, tokenizer, facts, name)
+    if tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token):
         # As in stock: a template that writes no BOS leaves that to the tokenizer.
         ids = facts.prefix + ids + facts.suffix
         offsets = [(-1, -1)] * len(facts.prefix) + offsets + [(-1, -1)] * len(facts.suffix)
-    answers = [_token_range(offsets, *span) for span in spans[0]]
+    answers = [_token_range(offsets, *span) for span in spoken]
 
     image_token_id = tokenizer.convert_tokens_to_ids(image_token)
     num_images = ids.count(image_token_id)
@@ -150,54 +148,100 @@ def _unused_fences(messages: list[dict], name: str) -> tuple[str, str]:
     )
 
 
-def _fence_message(message: dict, control: re.Pattern, fences: tuple[str, str]) -> dict:
-    start, end = fences
-    parts = [
-        part if part["type"] == "image" else {**part, "text": control.sub(rf"{start}\g<0>{end}", part["text"])}
-        for part in message["content"]
-    ]
+def _fence_message(message: dict, fences: tuple[str, str]) -> dict:
+    """Outer white space stays outside of the fences, where a template's `trim` finds it."""
+    parts = []
+    for part in message["content"]:
+        if part["type"] == "text" and (words := part["text"].strip()):
+            before, after = part["text"].split(words, 1)
+            part = {**part, "text": f"{before}{fences[0]}{words}{fences[1]}{after}"}
+        parts.append(part)
     return {**message, "content": parts}
+
+
+def _take_out_fences(text: str, spans: list[Range], fences: tuple[str, str]) -> tuple[str, list[Range], list[Range]]:
+    """The rendered text itself, and in it the ranges of what messages say and of the generation spans."""
+    places = [i for i, character in enumerate(text) if character in fences]
+
+    def without(position: int) -> int:
+        return position - bisect_left(places, position)
+
+    said, opened = [], None
+    for place in places:
+        if text[place] == fences[0]:
+            opened = place
+        elif opened is not None:
+            said.append((without(opened), without(place)))
+            opened = None
+    clean = text.translate({ord(fence): None for fence in fences})
+    return clean, said, [(without(start), without(end)) for start, end in spans]
 
 
 def _tokenize(
     text: str,
-    spans: list[tuple[int, int]],
+    said: list[Range],
+    spans: list[Range],
     tokenizer: PreTrainedTokenizerBase,
     facts: TokenizerFacts,
-    fences: tuple[str, str],
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and character offsets of a rendered conversation, fenced spellings as plain characters."""
-    cuts = _fence_cuts(text, fences)
-    pieces = [_encode_piece(tokenizer, text, *cut, facts) for cut in cuts]
-    # A token that begins in the prompt and ends in the answer would never be produced after that prompt; the text is
-    # then cut where the answer starts, so that training sees the ids that generation will.
-    starts = [start for start, _ in spans if any(a < start < b for _, offsets in pieces for a, b in offsets)]
-    if starts:
-        cuts = [cut for whole in cuts for cut in _cut_at(whole, starts)]
-        pieces = [_encode_piece(tokenizer, text, *cut, facts) for cut in cuts]
-    ids = [token for piece, _ in pieces for token in piece]
-    return ids, [offset for _, offsets in pieces for offset in offsets]
+    name: str,
+) -> tuple[list[int], list[Range]]:
+    """Ids and character offsets of a rendered conversation, whole unless a piece of it has to be encoded apart."""
+    plain: set[Range] = set()
+    borders: set[int] = set()
+    while True:
+        ids, offsets = _encode_in_pieces(text, sorted(plain), sorted(borders), tokenizer, facts)
+        tokens = list(zip(ids, offsets, strict=True))
+        leaks = {
+            offset
+            for token, offset in tokens
+            if token in facts.control_ids and any(offset[0] < end and offset[1] > start for start, end in said)
+        }
+        # A token that begins in the prompt and ends in the answer would never be produced after that prompt: the text
+        # is cut where the answer starts, so that training sees the ids that generation will.
+        starts = {start for start, _ in spans if any(a < start < b for _, (a, b) in tokens)}
+        if not leaks and not starts:
+            return ids, offsets
+        if leaks <= plain and starts <= borders:
+            raise ConversationError(
+                f"{name} says {[text[a:b] for a, b in sorted(leaks)]}, which this tokenizer knows only as control "
+                "tokens. Remove it from the text."
+            )
+        plain, borders = _disjoint(plain | leaks), borders | starts
 
 
-def _fence_cuts(text: str, fences: tuple[str, str]) -> list[tuple[int, int, bool]]:
-    """(start, end, is plain) of the stretches between fences; a fence that a template cut off from its twin only
-    parts.
-    """
-    opening, closing = fences
+def _disjoint(ranges: set[Range]) -> set[Range]:
+    """Overlapping ranges as one."""
+    joined: list[Range] = []
+    for start, end in sorted(ranges):
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return set(joined)
+
+
+def _encode_in_pieces(
+    text: str, plain: list[Range], borders: list[int], tokenizer: PreTrainedTokenizerBase, facts: TokenizerFacts
+) -> tuple[list[int], list[Range]]:
     cuts, start = [], 0
-    for match in re.finditer(f"{opening}([^{opening}{closing}]*){closing}|[{opening}{closing}]", text):
-        cuts.append((start, match.start(), False))
-        if match.group(1) is not None:
-            cuts.append((match.start(1), match.end(1), True))
-        start = match.end()
+    for plain_start, plain_end in plain:
+        cuts += [(start, plain_start, False), (plain_start, plain_end, True)]
+        start = plain_end
     cuts.append((start, len(text), False))
-    return [cut for cut in cuts if cut[0] < cut[1]]
+    ids: list[int] = []
+    offsets: list[Range] = []
+    for whole in cuts:
+        for cut in _cut_at(whole, borders):
+            piece_ids, piece_offsets = _encode_piece(tokenizer, text, *cut, facts)
+            ids += piece_ids
+            offsets += piece_offsets
+    return ids, offsets
 
 
 def _cut_at(cut: tuple[int, int, bool], positions: list[int]) -> list[tuple[int, int, bool]]:
     start, end, is_plain = cut
     borders = [start, *(p for p in positions if start < p < end), end]
-    return [(a, b, is_plain) for a, b in zip(borders, borders[1:], strict=False)]
+    return [(a, b, is_plain) for a, b in zip(borders, borders[1:], strict=False) if a < b]
 
 
 def _encode_piece(
@@ -215,13 +259,9 @@ def _encode_piece(
     ids = encoded.input_ids[skip:]
     offsets = [(a + start - len(context), b + start - len(context)) for a, b in encoded.offset_mapping[skip:]]
 
-    if is_plain and not facts.control_ids.isdisjoint(ids):
-        if end - start == 1:
-            raise ConversationError(
-                f"The text {piece!r} is a control token of this tokenizer and has no other spelling. Remove it from "
-                "the text."
-            )
-        # An added token that is not marked special: apart, its first character and the rest are other tokens.
+    if is_plain and end - start > 1 and not facts.control_ids.isdisjoint(ids):
+        # An added token that is not marked special, or a piece of the vocabulary: apart, its first character and the
+        # rest are other tokens.
         halves = [_encode_piece(tokenizer, text, *half, facts) for half in _cut_at((start, end, True), [start + 1])]
         return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
     return ids, offsets

@@ -35,7 +35,7 @@ class LlavaProcessor(StockLlavaProcessor):
 
     def pixel_values(self, images: list[Any], name: str = "conversation") -> torch.Tensor:
         """(pictures, 3, height, width) of anything `open_image` opens."""
-        opened = [open_image(image, name=f"image {i} of {name}") for i, image in enumerate(images)]
+        opened = [open_image(image, name=f"`{i}` of {name}") for i, image in enumerate(images)]
         return self.image_processor(opened, return_tensors="pt")["pixel_values"]
 
     def encode_text(
@@ -67,6 +67,10 @@ class LlavaProcessor(StockLlavaProcessor):
             name=name,
         )
         if not for_training:
+            if max_length is not None:
+                raise ValueError(
+                    "`max_length` cuts what is learned, so it goes with `for_training=True`. Leave it out."
+                )
             return encoded
         if not encoded.answers:
             raise ConversationError(
@@ -108,6 +112,10 @@ class LlavaProcessor(StockLlavaProcessor):
 
     def _match_pictures(self, messages: list[dict], images: list[Any] | None, name: str) -> list[Any]:
         places = count_images(check_conversation(messages, name))
+        if images is not None and not isinstance(images, (list, tuple)):
+            raise ConversationError(
+                f"The images of {name} are a {type(images).__name__}, wanted a list. Put a single one into a list too."
+            )
         inside = [picture for picture in pictures_in(messages) if picture is not None]
         if inside and images:
             raise ConversationError(

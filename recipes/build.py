@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import (
     AddedToken,
@@ -97,7 +98,19 @@ def join(
     model = _assemble(config, vision_tower, language_model)
     _check_same_on_text(before, _text_logits(model), language_model.config.model_type)
     _set_generation_config(model, language_model, tokenizer, stop)
+    _check_encoding(processor)
     return model, processor
+
+
+def _check_encoding(processor: LlavaProcessor):
+    """Sends a conversation through the finished processor: a checkpoint that cannot be used is never written."""
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    answered = {"role": "assistant", "content": "A cat."}
+    try:
+        processor.encode_text([asked, answered], for_training=True)
+        processor.encode_text([asked])
+    except (ValueError, TemplateError) as error:
+        raise ValueError(f"Tokenizer and chat template do not go together: {error}") from error
 
 
 def measure_tower(tower: PreTrainedModel, image_processor: BaseImageProcessor) -> dict[str, int]:
@@ -106,8 +119,20 @@ def measure_tower(tower: PreTrainedModel, image_processor: BaseImageProcessor) -
     patch = tower.config.patch_size
     patch = patch if isinstance(patch, int) else patch[0]
     black = torch.zeros(1, 3, height, width, dtype=tower.dtype, device=tower.device)
-    with torch.no_grad():
-        tokens = tower(black).last_hidden_state.shape[1]
+    try:
+        with torch.no_grad():
+            hidden_states = tower(black).last_hidden_state
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The vision tower `{tower.config.model_type}` refuses the {width}x{height} pictures that its image "
+            f"processor makes ({error}). Repair its preprocessor_config.json."
+        ) from error
+    if hidden_states.ndim != 3 or hidden_states.shape[2] != tower.config.hidden_size:
+        raise ValueError(
+            f"The vision tower `{tower.config.model_type}` gives features of the shape {tuple(hidden_states.shape)}, "
+            f"wanted (images, tokens, {tower.config.hidden_size}). Use a vision transformer, such as CLIP or SigLIP."
+        )
+    tokens = hidden_states.shape[1]
     patches = (height // patch) * (width // patch)
     if tokens < patches:
         raise ValueError(
@@ -132,6 +157,10 @@ def _check_head(language_model: PreTrainedModel):
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> tuple[str, str]:
     """The chat template and the text of the token that ends an answer."""
+    control = {IMAGE_TOKEN, *TEMPLATE_TOKENS.get(template, []), *tokenizer.added_tokens_encoder}
+    spelled = sorted(token for token in control if token.strip() and token in (system or ""))
+    if spelled:
+        raise ValueError(f"`--system` spells the control tokens {', '.join(spelled)}. Write it without them.")
     if template != OWN:
         stop = TEMPLATE_STOPS.get(template, tokenizer.eos_token)
         return load_template(template, system), stop
@@ -163,7 +192,7 @@ def _stop_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: PreTrainedModel, template_tokens: list[str]):
-    new = [token for token in [IMAGE_TOKEN, *template_tokens] if token not in tokenizer.get_vocab()]
+    new = [token for token in [IMAGE_TOKEN, *template_tokens] if token not in tokenizer.added_tokens_encoder]
     if tokenizer.pad_token is None:
         # Not EOS: the stop token is learned, padding never is.
         tokenizer.pad_token = tokenizer.unk_token or "<pad>"
@@ -173,9 +202,10 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: PreTrainedMo
     embeddings, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
     rows = embeddings.weight.shape[0]
     means = [weight[:rows].float().mean(0) for weight in (embeddings.weight.data, head.weight.data)]
-    if len(tokenizer) > rows:
+    needed = max(tokenizer.get_vocab().values()) + 1  # not its length: some tokenizers leave out numbers
+    if needed > rows:
         # Whole tiles of 64 rows keep the matrix product with the head at full speed.
-        language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+        language_model.resize_token_embeddings(needed, pad_to_multiple_of=64, mean_resizing=False)
     new_rows = sorted({*tokenizer.convert_tokens_to_ids(new), *range(rows, language_model.config.vocab_size)})
     if new_rows:
         tables = (language_model.get_input_embeddings(), language_model.get_output_embeddings())
@@ -241,11 +271,20 @@ def _set_generation_config(
     model.generation_config = generation
 
 
+def check_place(out: str | Path) -> Path:
+    """The place for a new checkpoint; asked before the work and again before writing."""
+    out = Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"`{out}` is a directory with something in it. Choose another place, or empty it.")
+    above = next((path for path in (out, *out.parents) if path.exists()), Path())
+    if not above.is_dir():
+        raise ValueError(f"`{above}` is a file, so `{out}` cannot be a directory. Choose another place.")
+    return out
+
+
 def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: str | Path):
     """One complete directory, or none: it is written beside its place under another name and then renamed."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"`{out}` exists and is not an empty directory. Choose another place, or remove it.")
+    out = check_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
@@ -312,6 +351,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    check_place(args.out)
     torch.manual_seed(args.seed)
     language_model, tokenizer = load_language_model(args.language, args.dtype)
     tower, image_processor = load_vision_tower(args.vision, language_model.dtype)

@@ -9,8 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
+import torch
 from datasets import Dataset
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from trl import ModelConfig
 
 from recipes.train_config import TrainConfig
@@ -68,6 +72,30 @@ def delete_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[
     for folder in Path(output_dir).glob("checkpoint-*"):
         if re.fullmatch(r"checkpoint-\d+", folder.name) and folder not in keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@torch.no_grad()
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """The weights of a checkpoint, of one file or several, into a model that is there already.
+
+    Checkpoints have the names of the Hub, which are not those of the modules. transformers' `Trainer` takes them for
+    the same, finds none of them, and goes on from what the run had started with.
+    """
+    own = model.state_dict()
+    renamings = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    left = set(own)
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for saved in file.keys():  # noqa: SIM118
+                name, _ = rename_source_key(saved, renamings, [], model.base_model_prefix, own)
+                if name not in own:
+                    raise ValueError(f"`{path}` has the weight `{saved}`, which the model has not. Start anew.")
+                own[name].copy_(file.get_tensor(saved))
+                left.discard(name)
+    filled = {own[name].data_ptr() for name in own if name not in left}
+    left = {name for name in left if own[name].data_ptr() not in filled}  # tied ones are saved once
+    if left:
+        raise ValueError(f"`{folder}` lacks {len(left)} weights of the model, such as `{min(left)}`. Start anew.")
 
 
 def describe_run(config: TrainConfig, model_config: ModelConfig, encoded: Dataset, rows_per_step: int) -> dict:

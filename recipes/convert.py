@@ -34,7 +34,7 @@ from modeling_llava.convert_original import (
     split,
 )
 from processing.chat_templates import TEMPLATE_NAMES
-from recipes.build import OWN, join, write_checkpoint
+from recipes.build import OWN, check_place, join, write_checkpoint
 from recipes.original_files import (
     KINDS,
     Original,
@@ -50,7 +50,7 @@ from recipes.original_prompts import (
     add_image_tokens,
     keep_prompts_as_trained,
 )
-from recipes.parts import find_file, load_tokenizer, load_vision_tower, read_json
+from recipes.parts import find_file, load_tokenizer, load_vision_tower, load_whole, read_json
 
 
 def convert(
@@ -63,9 +63,7 @@ def convert(
     dtype: str = "auto",
 ) -> str:
     """Converts `source`, writes the checkpoint `out`, and returns the report."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # said before the work, not after
-        raise ValueError(f"`{out}` exists and is not an empty directory. Choose another place, or remove it.")
+    check_place(out)
     original = Original(source, base)
     facts = original.facts
     tower, image_processor, tower_from = load_tower(original, vision)
@@ -195,13 +193,7 @@ def load_plain_base(name: str, dtype: str) -> PreTrainedModel:
     if is_original(config) or "text_config" in config:
         raise ValueError(f"The base `{name}` is more than a language model. Give the language model alone.")
     with no_pickled_code(name):
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(
-            f"The base `{name}` lacks weights of its language model: "
-            f"{listed(sorted(map(str, info['missing_keys'])))}. Give a complete checkpoint."
-        )
-    return model
+        return load_whole(AutoModelForCausalLM, name, dtype=dtype)
 
 
 def use_trained_rows(original: Original, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):

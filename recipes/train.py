@@ -256,12 +256,16 @@ def ids_of_row(rows: Dataset | PackedRows, number: int) -> list[str]:
 def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
     if config.stage == "pretrain" and model_config.use_peft:
         raise ValueError("`use_peft` goes with `stage: finetune`; in stage 1 the projector alone learns, in full.")
+    if config.train_vision and model_config.use_peft:
+        raise ValueError("`train_vision` goes without `use_peft`, which freezes the tower. Leave one of them out.")
     if config.packing and config.num_train_epochs != int(config.num_train_epochs):
         raise ValueError(
             f"`num_train_epochs` is {config.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
         )
     if model_config.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing. Give the checkpoint of `llava build` or of stage 1.")
+    if Path(model_config.model_name_or_path).resolve() == Path(config.output_dir).resolve():
+        raise ValueError(f"`output_dir` is `{config.output_dir}`, the checkpoint to start from. Give another place.")
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:

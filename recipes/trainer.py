@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTTrainer
 
 from processing.collator import PaddedCollator, TreeCollator
 from processing.rows import PackedRows
-from recipes.checkpoints import delete_old_checkpoints, mark_complete
+from recipes.checkpoints import delete_old_checkpoints, load_weights, mark_complete
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
 
@@ -93,6 +93,18 @@ class LlavaTrainer(SFTTrainer):
         passes, self.state.epoch = self.state.epoch, (self.state.epoch or 0) * self.epochs_in_plan
         super().log(logs, start_time)
         self.state.epoch = passes
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # The loop looks at `max_steps` after a step: from a checkpoint of the last one it would go one too far.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        whole = isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled  # FSDP and PEFT have their own
+        if whole:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

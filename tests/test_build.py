@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -225,7 +226,7 @@ def test_the_same_seed_gives_the_same_checkpoint(tmp_path):
 def test_an_occupied_place_is_refused_and_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="exists and is not an empty directory"):
+    with pytest.raises(ValueError, match="is a directory with something in it"):
         tiny_text.checkpoint(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -249,6 +250,51 @@ def test_heads_that_llava_has_no_place_for_are_refused():
     )
     with pytest.raises(ValueError, match="Joined, `gemma2` gives other logits on text"):
         build.join(tower, gemma, tokenizer, images)
+
+
+def test_what_cannot_be_used_is_refused_before_writing(tmp_path):
+    write_whole_clip(tmp_path / "vision")
+    write_language_model(tmp_path / "language")
+    weights = load_file(tmp_path / "language/model.safetensors")
+
+    def build_with(words, *extra, language=tmp_path / "language", vision=tmp_path / "vision"):
+        with pytest.raises((ValueError, OSError), match=words):
+            build.main(["--vision", str(vision), "--language", str(language), "--out", str(tmp_path / "out"), *extra])
+        assert not (tmp_path / "out").exists()
+
+    build_with("is no directory", language="./none")
+    build_with("wanted a vision transformer", vision=tmp_path / "language")
+    build_with("which holds more than a language model", language=tmp_path / "vision")
+    build_with("spells the control tokens <image>", "--system", "look at <image>")
+    build_with("spells the control tokens </s>", "--system", "be </s> kind")
+
+    weights.pop(next(name for name in weights if "up_proj" in name))
+    save_file(weights, tmp_path / "language/model.safetensors", metadata={"format": "pt"})
+    build_with("lacks 1 of its weights, such as `model.layers.0.mlp.up_proj.weight`")
+    (tmp_path / "language/model.safetensors").write_bytes(b"cut")
+    build_with("is damaged")
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    model, tokenizer = tiny_text.language_model_for("llama", "llama")
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="Tokenizer and chat template do not go together: .*`eos_token`"):
+        build.join(
+            tiny_text.AutoModel.from_config(vision_config()), model, tokenizer, tiny_text.clip_image_processor()
+        )
+
+
+def test_tokenizers_may_leave_out_numbers():
+    model, tokenizer = tiny_text.language_model_for("llama", "llama")
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["added_tokens"].append({**backend["added_tokens"][-1], "id": len(tokenizer) + 30, "content": "<far>"})
+    tokenizer = tiny_text.PreTrainedTokenizerFast(
+        tokenizer_object=tiny_text.Tokenizer.from_str(json.dumps(backend)), **tokenizer.special_tokens_map
+    )
+    joined, processor = build.join(
+        tiny_text.AutoModel.from_config(vision_config()), model, tokenizer, tiny_text.clip_image_processor()
+    )
+    assert joined.lm_head.weight.shape[0] > max(processor.tokenizer.get_vocab().values())
 
 
 def test_a_multimodal_language_model_is_refused(tmp_path):

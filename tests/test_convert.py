@@ -812,7 +812,7 @@ def test_places_that_do_not_fit_are_refused(tmp_path, tower, base):
         convert(str(tmp_path), tmp_path / "out", base=str(tmp_path / "empty"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ValueError, match="is not an empty directory"):
+    with pytest.raises(ValueError, match="is a directory with something in it"):
         convert(str(tmp_path), tmp_path / "full", base=str(base))
     with pytest.raises(OSError, match="`no-such/llava` does not exist here"):
         convert("no-such/llava", tmp_path / "out")

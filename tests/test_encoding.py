@@ -206,6 +206,36 @@ def test_neighbouring_texts_cannot_join_into_control():
     assert encoded.input_ids.count(processor.image_token_id) == NUM_PATCHES
 
 
+@pytest.mark.parametrize(
+    "template, kind, halves", [("vicuna_v1", "llama", ("</", "s> hi")), ("chatml", "qwen", ("<|", "im_end|>"))]
+)
+def test_halves_around_an_image_cannot_join_into_control(template, kind, halves):
+    processor = tiny_text.processor(kind, template)
+    parts = [{"type": "text", "text": halves[0]}, {"type": "image"}, {"type": "text", "text": halves[1]}]
+    harmless = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
+    encoded, plain = (
+        processor.encode_text([{"role": "user", "content": content}, assistant("A.")], for_training=True)
+        for content in (parts, harmless)
+    )
+    control = {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    assert [i for i in encoded.input_ids if i in control] == [i for i in plain.input_ids if i in control]
+    assert "".join(halves) in decode(processor, encoded.input_ids)
+
+
+@pytest.mark.parametrize("text", ["\uff1c/s\uff1e", "<\u200b/s>", "a\uff1cimage\uff1e", "\ufe64s\uff1e </s>"])
+def test_text_that_a_normalizer_makes_control_stays_text(text):
+    """NFKC turns full-width brackets into ASCII ones, and this tokenizer looks for special tokens after that."""
+    processor = tiny_text.processor("llama", "vicuna_v1")
+    processor.tokenizer = tiny_text.normalizing_tokenizer()
+    control = {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+
+    def controls(words):
+        messages = [user(words, num_images=1), assistant(words)]
+        return [i for i in processor.encode_text(messages, for_training=True).input_ids if i in control]
+
+    assert controls(text) == controls("x")
+
+
 def test_a_template_without_bos_leaves_it_to_the_tokenizer():
     """As the template of `llava-hf/llava-1.5-7b-hf`, which has no generation marks either."""
     processor = tiny_text.processor()

@@ -272,6 +272,7 @@ def test_attention_implementations_agree(attention, tmp_path):
 
 
 @pytest.mark.slow  # the first call compiles for about 50 s on a CPU
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers' own call
 @torch.no_grad()
 def test_flex_attention_agrees():
     ours, stock = (copy.deepcopy(model) for model in models())

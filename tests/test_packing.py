@@ -72,6 +72,12 @@ def test_a_group_that_is_too_long_becomes_several_trees():
     assert [tokens for _, tokens, _ in trees.values()] == [28, 28, 28, 17]
 
 
+@pytest.mark.parametrize("max_length, trees", [(28, [(0, 1), (2,)]), (27, [(0,), (1,), (2,)])])
+def test_a_tree_may_be_as_long_as_a_row(max_length, trees):
+    records = [conversation([7, i], 10, "a") for i in range(10, 13)]
+    assert list(trees_of(records, max_length)) == trees
+
+
 def test_a_row_shorter_than_a_conversation_is_an_error():
     with pytest.raises(ValueError, match="Conversation number 1 has 25 tokens, but rows have 20"):
         trees_of([conversation([7], 2), conversation([7], 19)], max_length=20)

@@ -120,12 +120,23 @@ def test_pictures_and_places_must_match(processor, messages, images, words):
 def test_a_broken_picture_is_named(processor, tmp_path):
     path = tmp_path / "page.jpg"
     path.write_text("<html>gone</html>")
-    with pytest.raises(ImageError, match="image 1 of sample 7"):
+    with pytest.raises(ImageError, match="Image `1` of sample 7"):
         processor.encode(
             [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], [RED, str(path)], name="sample 7"
         )
     with pytest.raises(ImageError, match="page.jpg"):
         processor(text="<image>", images=str(path))
+
+
+@pytest.mark.parametrize("images", [RED, "cat.jpg", torch.zeros(1, 3, 4, 4)])
+def test_a_single_picture_wants_a_list(processor, images):
+    with pytest.raises(ConversationError, match="wanted a list. Put a single one into a list too"):
+        processor.encode(QUESTION, images)
+
+
+def test_max_length_is_for_training(processor):
+    with pytest.raises(ValueError, match="goes with `for_training=True`"):
+        processor.encode(QUESTION, [RED], max_length=100)
 
 
 def test_no_chat_template_says_what_to_do(processor):

@@ -88,6 +88,27 @@ def test_a_missing_file_is_named(tmp_path, name):
         load_rows(str(tmp_path / name))
 
 
+def test_unreadable_data_is_told(workplace):
+    def refused(words, text):
+        Path("rows.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            load_rows("rows.jsonl", f"{workplace}/images")
+
+    refused("`rows.jsonl` is empty", "")
+    refused("cannot be read as json", "{bad")
+    row = {"id": "1", "messages": [{"role": "user", "content": "Q"}], "images": ["none.png"]}
+    refused("1 of the 1 pictures of `rows.jsonl` do not exist, such as .*none.png", json.dumps(row))
+    lines = (workplace / "captions.jsonl").read_text().splitlines()[:1] + [json.dumps({**row, "images": None})]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    assert load_rows("rows.jsonl", f"{workplace}/images")[1]["images"] == []
+
+
+def test_the_starting_checkpoint_is_not_overwritten(workplace):
+    tiny_text.checkpoint(workplace / "start")
+    with pytest.raises(ValueError, match="the checkpoint to start from"):
+        run("pretrain", "--output_dir", "outputs/quickstart/start")
+
+
 def test_rows_without_messages_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
     with pytest.raises(ValueError, match="1 rows with the columns conversations; wanted rows with `messages`"):

@@ -112,6 +112,18 @@ def tokenizer(kind: str = "llama", with_image_token: bool = True) -> PreTrainedT
     return made
 
 
+def normalizing_tokenizer() -> PreTrainedTokenizerFast:
+    """As `llama`, but with NFKC and without zero-width characters, and special tokens that are found after both."""
+    backend = _llama()
+    strip = normalizers.Replace(Regex("[\u200b-\u200d]"), "")
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), strip, backend.normalizer])
+    special = [AddedToken(t, special=True, normalized=True) for t in ("<unk>", "<s>", "</s>", "<image>")]
+    backend.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+
+
 def clip_image_processor() -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
