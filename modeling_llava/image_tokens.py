@@ -42,14 +42,19 @@ def uncached_prompt(
     return input_ids[:, int(past_key_values.get_seq_length()) :]
 
 
-def splice(inputs_embeds: torch.Tensor, is_image: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-    """`image_embeds`, (images, tokens per image, hidden), at the places `is_image`, (batch, seq), in their order."""
+def splice(
+    inputs_embeds: torch.Tensor, is_image: torch.Tensor, image_embeds: torch.Tensor, whole: bool = True
+) -> torch.Tensor:
+    """`image_embeds`, (images, tokens per image, hidden), at the places `is_image`, (batch, seq), in their order.
+
+    Each sample has `whole` images, except in a prefill in chunks, which gives what falls into a chunk as one image.
+    """
     num_images, tokens_per_image = image_embeds.shape[:2]
     per_sample = is_image.sum(-1)
-    torch_compilable_check(
-        (per_sample.sum() == num_images * tokens_per_image) & (per_sample % tokens_per_image == 0).all(),
-        lambda: mismatch_message(per_sample.tolist(), num_images, tokens_per_image),
-    )
+    fits = per_sample.sum() == num_images * tokens_per_image
+    if whole:
+        fits &= (per_sample % tokens_per_image == 0).all()
+    torch_compilable_check(fits, lambda: mismatch_message(per_sample.tolist(), num_images, tokens_per_image))
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), image_embeds)
 

@@ -241,7 +241,7 @@ class LlavaModel(LlavaPreTrainedModel):
             is_image = self._image_places(input_ids, inputs_embeds)
             if isinstance(projected, PromptImages):
                 is_image = projected.in_prompt(is_image)
-            inputs_embeds = splice(inputs_embeds, is_image, image_embeds)
+            inputs_embeds = splice(inputs_embeds, is_image, image_embeds, whole=projected is None)
         elif input_ids is not None and not in_generate and not is_torchdynamo_compiling():
             check_no_image_tokens(input_ids, self.config.image_token_id)
             if torch.distributed.is_initialized():

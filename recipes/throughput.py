@@ -76,6 +76,8 @@ def layer_weights(config: PreTrainedConfig) -> int:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     width = _head_width(config)
     attention = hidden * width * (2 * heads + 2 * kv_heads)
+    if not hasattr(config, "intermediate_size"):
+        return attention + 2 * hidden * int(hidden * config.mlp_ratio)  # DINOv2
     gated = 3 if hasattr(config, "num_key_value_heads") else 2
     return attention + gated * hidden * config.intermediate_size
 

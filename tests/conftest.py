@@ -1,4 +1,4 @@
-"""What every test stands on: no network, two threads, and deprecations that fail.
+"""What every test stands on: no network, one thread, and deprecations that fail.
 
 Tiny models, tokenizers and pictures are in tests/tiny.py.
 """
@@ -17,7 +17,7 @@ import torch
 
 
 # More threads make tiny models slower, and sums depend on how many there are.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class DeprecationAlarm(logging.Handler):

@@ -343,6 +343,13 @@ def test_an_image_cut_by_truncation():
     )
 
 
+def test_images_cut_so_that_the_sum_is_right():
+    ids = torch.tensor([[1, *tiny.image_ids(), tiny.IMAGE_TOKEN_ID], [1, *tiny.image_ids()[1:], 7, 8]])
+    assert error({"input_ids": ids, "pixel_values": tiny.pixels(2)}).startswith(
+        "Sample 0 has 5 image tokens, which is"
+    )
+
+
 def test_an_error_counts_in_image_tokens_of_embeddings_too():
     inputs = batch([1])
     embeds = models()[0].get_input_embeddings()(inputs.pop("input_ids"))
