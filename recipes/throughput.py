@@ -73,17 +73,17 @@ class Meter:
 def layer_weights(config: PreTrainedConfig) -> int:
     """Weights of the matrices of one transformer layer."""
     hidden, heads = config.hidden_size, config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = _head_width(config)
-    attention = hidden * width * (2 * heads + 2 * kv_heads)
-    if not hasattr(config, "intermediate_size"):
+    fields = config.to_dict()
+    kv_heads = fields.get("num_key_value_heads") or heads
+    attention = hidden * _head_width(config) * (2 * heads + 2 * kv_heads)
+    if "intermediate_size" not in fields:
         return attention + 2 * hidden * int(hidden * config.mlp_ratio)  # DINOv2
-    gated = 3 if hasattr(config, "num_key_value_heads") else 2
-    return attention + gated * hidden * config.intermediate_size
+    matrices = 3 if "num_key_value_heads" in fields else 2  # gated or plain
+    return attention + matrices * hidden * config.intermediate_size
 
 
 def _head_width(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
 
 
 def _tokens_and_pairs(inputs: dict[str, Any]) -> tuple[int, int]:
