@@ -178,9 +178,15 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: st
 def _stop_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the tokenizer's own template writes after an answer."""
     answer = "An answer."
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}], tokenize=False
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}], tokenize=False
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"The tokenizer's own template cannot write a question and an answer ({error}). Choose one of "
+            f"{', '.join(TEMPLATE_NAMES)}."
+        ) from error
     tail = text.rpartition(answer)[2].strip()
     for token in sorted(tokenizer.added_tokens_encoder, key=len, reverse=True):
         if tail.startswith(token):

@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"llava {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"llava {name}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

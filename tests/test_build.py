@@ -195,6 +195,15 @@ def test_own_template_is_kept_with_marks():
     assert processor.tokenizer.decode(encoded.input_ids[start:end]) == "A red circle.<|im_end|>"
 
 
+@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages.none.there }}"])
+def test_an_own_template_that_does_not_render_is_told(template):
+    model, tokenizer = tiny_text.language_model_for("qwen", "qwen2")
+    tokenizer.chat_template = template
+    tower, images = tiny_text.AutoModel.from_config(vision_config()), tiny_text.clip_image_processor()
+    with pytest.raises(ValueError, match="own template cannot write a question and an answer .* Choose one of chatml"):
+        build.join(tower, model, tokenizer, images, template="own")
+
+
 def test_a_generation_config_that_cannot_be_saved_is_repaired(tmp_path):
     """Vicuna 1.5 has a temperature and top_p without sampling."""
     write_language_model(tmp_path / "language")
