@@ -91,7 +91,7 @@ def load_tokenizer(name: str, config: PreTrainedConfig | None = None) -> PreTrai
     settings = read_json(file) if file else {}
     options = {}
     alone = "tokenizer_class" not in settings and find_file(name, "tokenizer.json") is None
-    if alone or settings["tokenizer_class"] in ("LlamaTokenizer", "LlamaTokenizerFast"):
+    if alone or settings.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
         options["legacy"] = settings.get("legacy") is not False
     try:
         # A config.json of the original would be read as a stock LLaVA's, so the config is given where it is known.

@@ -284,6 +284,16 @@ def test_what_cannot_be_used_is_refused_before_writing(tmp_path):
     build_with("is damaged")
 
 
+def test_a_tokenizer_config_may_be_silent_about_its_class(tmp_path):
+    write_language_model(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("tokenizer_class")
+    path.write_text(json.dumps(settings))
+    _, tokenizer = load_language_model(str(tmp_path))
+    assert tokenizer("USER: a").input_ids == tiny_text.tokenizer("llama")("USER: a").input_ids
+
+
 def test_a_tokenizer_without_an_end_is_refused():
     model, tokenizer = tiny_text.language_model_for("llama", "llama")
     tokenizer.eos_token = None
