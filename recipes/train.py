@@ -24,6 +24,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.final_norm import expose_final_norm
+from modeling_llava.modeling_llava import IdentityLinear
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator, TreeCollator
 from processing.packing import plan_rows
@@ -67,15 +68,20 @@ def load_model(config: TrainConfig, model_config: ModelConfig) -> LlavaForCondit
 def choose_trainable(model: LlavaForConditionalGeneration, config: TrainConfig, use_peft: bool) -> None:
     """Freezes all but what the stage trains; with LoRA, peft does the rest."""
     model.requires_grad_(False)
-    projector = model.model.multi_modal_projector
-    projector.requires_grad_(True)
-    if model.config.projector_type == "linear":
-        projector.linear_2.requires_grad_(False)  # an identity, and it stays one
+    model.model.multi_modal_projector.requires_grad_(True)
+    freeze_identity(model)
     if config.stage == "finetune" and not use_peft:
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     if config.train_vision:
         train_used_part_of_tower(model)
+
+
+def freeze_identity(model: nn.Module) -> None:
+    """The second layer of a linear projector, also in the copy that peft makes trainable: it never gets a gradient."""
+    for module in model.modules():
+        if isinstance(module, IdentityLinear):
+            module.requires_grad_(False)
 
 
 def train_used_part_of_tower(model: LlavaForConditionalGeneration) -> None:
@@ -208,6 +214,7 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
         name_rows=lambda numbers: [name for n in numbers for name in ids_of_row(train_rows, n)],
         meter=Meter(model.config, config.stage, config.train_vision),
     )
+    freeze_identity(trainer.model)
     if trainer.is_fsdp_enabled:
         expose_final_norm(model.model)
     elif not trainer.is_deepspeed_enabled:
