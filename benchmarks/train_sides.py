@@ -30,9 +30,11 @@ from processing.collator import TreeCollator
 from processing.packing import plan_rows
 from processing.rows import PackedRows, encode_rows
 from recipes.throughput import Meter
-from recipes.train import choose_layout, choose_trainable
+from recipes.train import choose_layout
 from recipes.train_config import TrainConfig
-from recipes.trainer import CollateNumbered, LlavaTrainer
+from recipes.train_rows import CollateNumbered
+from recipes.trainable import choose_trainable
+from recipes.trainer import LlavaTrainer
 
 
 PATCH_SIZE = 14
@@ -294,8 +296,7 @@ def our_trainer(
         data_collator=CollateNumbered(FirstRows(packed), TreeCollator(processor, layout)),
         callbacks=[clock],
         epochs_in_plan=1,
-        meter=Meter(model.config, case.stage),
-        name_rows=lambda numbers: [str(number) for number in numbers],
+        meter=Meter(model.config, case.stage, model.device),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, encoding

@@ -50,7 +50,7 @@ from benchmarks.train_sides import (
     trl_trainer,
 )
 from modeling_llava import LlavaConfig
-from recipes.throughput import Meter
+from recipes.throughput import Meter, count_padded
 
 
 GROUPED_GOAL, MEMORY_GOAL = 1.7, 0.55
@@ -125,16 +125,16 @@ class Load:
     peak_flops: float | None  # of the device in a second
 
 
-def look_at(side: Side, case: Case, config: LlavaConfig) -> Load:
-    load = Load([], 0, 0, 0, [], Meter(config, case.stage).peak)
+def look_at(side: Side, case: Case, config: LlavaConfig, device: torch.device) -> Load:
+    meter = Meter(config, case.stage, device)
+    load = Load([], 0, 0, 0, [], meter.peak)
     for batch in batches(side):
-        meter = Meter(config, case.stage)
-        meter.saw(batch)
-        load.supervised.append(int((batch["labels"] != -100).sum()))
-        load.tokens += meter.tokens
-        load.places += batch["input_ids"].numel()
-        load.images += len(batch["pixel_values"])
-        load.flops.append(meter.flops)
+        counts = batch["counts"] if "counts" in batch else count_padded(batch)
+        load.supervised.append(counts.supervised)
+        load.tokens += counts.tokens
+        load.places += counts.places
+        load.images += counts.images
+        load.flops.append(meter.flops_of(counts))
     return load
 
 
@@ -179,7 +179,7 @@ def measure(name: str, models: tuple, made: tuple, arguments: argparse.Namespace
         if name == "stage2":
             ordered = sort_by_length(trl_rows, samples)
             sides[f"trl grouped {word}"] = Side(trl_side, ordered, case.samples, checkpointing, clocks[0])
-    loads = {key: look_at(side, case, ours.config) for key, side in sides.items()}
+    loads = {key: look_at(side, case, ours.config, torch.device(device)) for key, side in sides.items()}
     for key, load in loads.items():
         if sum(load.supervised) != sum(loads[next(iter(loads))].supervised):
             raise ValueError(f"{name}: `{key}` has other supervised tokens than the rest. The sides do not compare.")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .encoding import IGNORE, expand_images
+from .features import FeatureFiles
 from .processing_llava import LlavaProcessor
 from .rows import Tree
 
@@ -102,14 +103,14 @@ class TreeCollator:
             being a segment of their own.
         pad_to: Length of every row; without it that of the longest one of the batch.
         pad_to_multiple_of: Rounds the length up.
-        open_images: Without it there are no `pixel_values`, as where image features come from elsewhere.
+        features: Files to read `image_features` from; pictures are not opened then, and there are no `pixel_values`.
     """
 
     processor: LlavaProcessor
     layout: Literal["segments", "varlen", "end"]
     pad_to: int | None = None
     pad_to_multiple_of: int = 1
-    open_images: bool = True
+    features: FeatureFiles | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in ("segments", "varlen", "end"):
@@ -140,11 +141,12 @@ class TreeCollator:
         else:
             batch |= _varlen(laid, length)
 
-        if self.open_images:
-            trees = [tree for row in rows for tree in row["trees"] if tree.images]
-            pixels = [self.processor.pixel_values(tree.images, f"sample `{tree.ids[0]}`") for tree in trees]
-            if pixels:
-                batch["pixel_values"] = torch.cat(pixels)
+        trees = [tree for row in rows for tree in row["trees"] if tree.images]
+        if trees:
+            key, tensors_of = "pixel_values", self.processor.pixel_values
+            if self.features is not None:
+                key, tensors_of = "image_features", self.features.read
+            batch[key] = torch.cat([tensors_of(tree.images, f"sample `{tree.ids[0]}`") for tree in trees])
         return batch
 
     def _length(self, laid: list[Layout]) -> int:

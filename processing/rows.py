@@ -167,7 +167,7 @@ def encode_sample(
     row |= {"prefix_key": "", "rejected": ""}
     try:
         encoded = processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
-        shown = processor._match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
+        shown = processor.match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
     except ConversationError as error:
         return row | {"rejected": str(error)}
     except TemplateError as error:
@@ -255,10 +255,10 @@ class PackedRows(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict[str, list[Tree]]:
         return {"trees": [self._read(prefix, numbers.tolist()) for prefix, numbers in self.plan.trees_of(row)]}
 
-    def ids(self, row: int) -> list[str]:
-        """The ids of the conversations in a row, to name it by."""
-        numbers = [i for _, samples in self.plan.trees_of(row) for i in samples.tolist()]
-        return self.encoded[numbers]["id"].to_pylist() if numbers else []
+    def read_tree(self, number: int) -> Tree:
+        trees = self.plan.trees
+        numbers = trees.samples[trees.offsets[number] : trees.offsets[number + 1]]
+        return self._read(int(trees.prefix[number]), numbers.tolist())
 
     def _read(self, prefix: int, numbers: list[int]) -> Tree:
         table = self.encoded[numbers]

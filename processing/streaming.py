@@ -33,6 +33,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
             shuffle buffer of its own would not survive `load_state_dict`.
         processor: Encodes the text; the collator opens the images.
         max_length: Tokens of a row.
+        longest: Tokens of a conversation, if fewer; longer ones lose whole turns from the end.
         buffer_size: Conversations in memory, with the bytes of their images. More fill rows better.
         max_images: Images of a row.
         seed: Of the order within blocks.
@@ -47,6 +48,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         processor: LlavaProcessor,
         *,
         max_length: int,
+        longest: int | None = None,
         buffer_size: int = 2048,
         max_images: int | None = None,
         seed: int = 0,
@@ -58,6 +60,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         self.source = source.decode(False) if source.features else source
         self.processor = processor
         self.max_length = max_length
+        self.longest = longest or max_length
         self.buffer_size = buffer_size
         self.max_images = max_images
         self.seed = seed
@@ -125,7 +128,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         for i, example in enumerate(examples):
             name = str(example.get("id", f"{first + i} of lane {state['lane']}"))
             images, image_id = example.get("images"), example.get("image_id")
-            records.append(encode_sample(self.processor, self.max_length, example["messages"], images, image_id, name))
+            records.append(encode_sample(self.processor, self.longest, example["messages"], images, image_id, name))
         self._reject([record for record in records if record["rejected"]])
         if not any(record["num_tokens"] for record in records):
             return []

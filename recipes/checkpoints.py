@@ -29,7 +29,7 @@ FREE = re.compile(
     r"attention|activation_.*|gradient_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed|"
     r"accelerator_config|parallelism_config|local_rank|debug|skip_memory_metrics|include_.*|batch_eval_metrics|"
     r"prediction_loss_only|restore_callback_states_from_checkpoint|enable_jit_checkpoint|dataset_num_proc|"
-    r"dataloader_(?!drop_last).*|skip_invalid"
+    r"dataloader_(?!drop_last).*|skip_invalid|sample_answers|cache_image_features|ignore_data_skip"
 )
 
 
@@ -98,13 +98,13 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         raise ValueError(f"`{folder}` lacks {len(left)} weights of the model, such as `{min(left)}`. Start anew.")
 
 
-def describe_run(config: TrainConfig, model_config: ModelConfig, encoded: Dataset, rows_per_step: int) -> dict:
+def describe_run(config: TrainConfig, model_config: ModelConfig, data: dict[str, Any], rows_per_step: int) -> dict:
     """Everything that decides what a run computes; to be called before anything changes `config`."""
     fields = {
         name: value for name, value in (config.to_dict() | asdict(model_config)).items() if not FREE.fullmatch(name)
     }
     fields["rows_per_step"] = rows_per_step
-    fields["conversations"] = {"number": len(encoded), "hash": hash_of(encoded)}
+    fields["conversations"] = data
     return json.loads(json.dumps(fields, default=str))
 
 

@@ -10,25 +10,25 @@ goes on from its last complete checkpoint.
 
 import argparse
 import json
+import platform
+import subprocess
 import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
-from torch import nn
 from transformers import set_seed
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.final_norm import expose_final_norm
-from modeling_llava.modeling_llava import IdentityLinear
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator, TreeCollator
-from processing.packing import plan_rows
-from processing.rows import PackedRows, encode_rows
 from recipes.checkpoints import (
     FINISHED,
     RUN,
@@ -39,14 +39,33 @@ from recipes.checkpoints import (
     wait_for_all,
     write_atomically,
 )
+from recipes.feature_cache import cache_features, format_facts
 from recipes.projector import replace_projector
+from recipes.samples import SamplesPage
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
-from recipes.train_data import load_mixture
-from recipes.trainer import CollateNumbered, LlavaTrainer, StopOnSignal
+from recipes.train_rows import (
+    CollateNumbered,
+    Encoded,
+    Streamed,
+    encode_data,
+    load_data,
+    longest,
+    plan,
+    stream_rows,
+    usable_rows,
+)
+from recipes.trainable import (
+    choose_trainable,
+    format_table,
+    freeze_identity,
+    keep_trained_weights_in_float32,
+    lora_config,
+    trainable_table,
+)
+from recipes.trainer import LlavaTrainer
 
 
-PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "flex": "flex_attention", "mask": "sdpa"}
 
 
@@ -65,60 +84,6 @@ def load_model(config: TrainConfig, model_config: ModelConfig) -> LlavaForCondit
     return model
 
 
-def choose_trainable(model: LlavaForConditionalGeneration, config: TrainConfig, use_peft: bool) -> None:
-    """Freezes all but what the stage trains; with LoRA, peft does the rest."""
-    model.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(True)
-    freeze_identity(model)
-    if config.stage == "finetune" and not use_peft:
-        model.model.language_model.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
-    if config.train_vision:
-        train_used_part_of_tower(model)
-
-
-def freeze_identity(model: nn.Module) -> None:
-    """The second layer of a linear projector, also in the copy that peft makes trainable: it never gets a gradient."""
-    for module in model.modules():
-        if isinstance(module, IdentityLinear):
-            module.requires_grad_(False)
-
-
-def train_used_part_of_tower(model: LlavaForConditionalGeneration) -> None:
-    """Layers above the feature layer give no features and would wait for gradients that never come."""
-    tower, layers = model.model.vision_tower, model.config.vision_feature_layer
-    tower.requires_grad_(True)
-    blocks = next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)
-    deepest = max(layer % (len(blocks) + 1) for layer in ([layers] if isinstance(layers, int) else layers))
-    for block in blocks[deepest:]:
-        block.requires_grad_(False)
-    for name, child in tower.named_children():
-        if name in ("post_layernorm", "layernorm", "head"):
-            child.requires_grad_(False)
-
-
-def lora_config(model: LlavaForConditionalGeneration, model_config: ModelConfig) -> LoraConfig:
-    """LoRA on the linear layers of the language model, never on the tower; the projector is trained in full."""
-    targets = model_config.lora_target_modules
-    if targets is None or targets == "all-linear":
-        linear = {
-            name.split(".")[-1]
-            for name, module in model.model.language_model.named_modules()
-            if isinstance(module, nn.Linear) or "Linear" in type(module).__name__
-        }
-        targets = rf".*language_model.*\.({'|'.join(sorted(linear))})"
-    return LoraConfig(
-        r=model_config.lora_r,
-        lora_alpha=model_config.lora_alpha,
-        lora_dropout=model_config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=["multi_modal_projector", *(model_config.lora_modules_to_save or [])],
-        use_rslora=model_config.use_rslora,
-        use_dora=model_config.use_dora,
-        task_type="CAUSAL_LM",
-    )
-
-
 def choose_layout(config: TrainConfig, model: LlavaForConditionalGeneration) -> str:
     """The form in which rows are laid out; also tells the language model how to attend to it."""
     layout = config.attention
@@ -126,27 +91,6 @@ def choose_layout(config: TrainConfig, model: LlavaForConditionalGeneration) -> 
         layout = "varlen" if torch.cuda.is_available() and not config.use_cpu else "segments"
     model.set_attn_implementation({"text_config": ATTENTION_OF_LAYOUT[layout]})
     return layout if layout in ("segments", "varlen") else "end"
-
-
-def trainable_table(model: nn.Module, config: TrainConfig) -> list[dict]:
-    rates = {"multi_modal_projector": config.projector_lr, "vision_tower": config.vision_lr}
-    rows = []
-    for part in (*PARTS, "lm_head"):
-        found = [p for name, p in model.named_parameters() if part in name]
-        trained = sum(p.numel() for p in found if p.requires_grad)
-        rate = (rates.get(part) or config.learning_rate) if trained else None
-        rows.append(
-            {"module": part, "parameters": sum(p.numel() for p in found), "trained": trained, "learning_rate": rate}
-        )
-    return rows
-
-
-def format_table(rows: list[dict]) -> str:
-    lines = [f"{'module':<24}{'parameters':>16}{'trained':>16}{'learning rate':>16}"]
-    for row in rows:
-        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        lines.append(f"{row['module']:<24}{row['parameters']:>16,}{row['trained']:>16,}{rate:>16}")
-    return "\n".join(lines)
 
 
 def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None:
@@ -157,10 +101,10 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
     check_choices(config, model_config)
     started = time.time()
     processor = LlavaProcessor.from_pretrained(model_config.model_name_or_path)
-    rows, sources = load_mixture(config.data, config.data_weights, config.image_root, config.seed)
-    encoded, report = encode_rows(rows, processor, config.max_length, skip_invalid=config.skip_invalid)
+    data = load_data(config, processor)
+    held_out = encode_data(config, processor, config.eval_data, None) if config.eval_data else None
     rows_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    run = describe_run(config, model_config, encoded, rows_per_step)
+    run = describe_run(config, model_config, data.identity, rows_per_step)
     check_same_run(config.output_dir, run)
     if is_finished(config.output_dir):
         if PartialState().is_main_process:
@@ -175,99 +119,117 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
     set_seed(config.seed)
     model = load_model(config, model_config)
     choose_trainable(model, config, model_config.use_peft)
+    facts: dict[str, Any] = {"stage": config.stage, "model": model_config.model_name_or_path, "data": data.as_dict()}
+    facts["config"] = config.to_dict() | asdict(model_config)
+    trainer = make_trainer(config, model_config, model, processor, data, held_out, rows_per_step, facts)
+    if checkpoint is not None and trainer.stream is not None:
+        trainer.position.load(checkpoint, config.process_index, trainer.stream)
+    facts["trainable"] = trainable_table(trainer.model, config)
+    if trainer.is_world_process_zero():
+        print(f"{config.stage} of {model_config.model_name_or_path}: {data}")
+        print(format_table(facts["trainable"]))
+        print("\n".join(facts["notes"]))
+        if checkpoint is not None:
+            print(f"going on from {checkpoint}")
+    with trainer.stop_on_signal:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < trainer.state.max_steps:
+        return trainer  # stopped by a signal; the checkpoint is there
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        facts |= circumstances(config) | {"seconds": round(time.time() - started, 1), "log": trainer.state.log_history}
+        facts["resumed_from"] = None if checkpoint is None else checkpoint.name
+        if trainer.stream is not None:
+            facts["data"]["dropped_by_this_process"] = trainer.position.all_rejected
+        write_atomically(Path(config.output_dir) / FINISHED, json.dumps(facts, indent=1, default=str))
+    return trainer
+
+
+def make_trainer(
+    config: TrainConfig,
+    model_config: ModelConfig,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    data: Encoded | Streamed,
+    held_out: Encoded | None,
+    rows_per_step: int,
+    facts: dict[str, Any],
+) -> LlavaTrainer:
+    """Rows, collators and trainer; changes `config` to what TRL is to do, and adds to `facts`."""
     peft_config = lora_config(model, model_config) if model_config.use_peft else None
-    epochs, planned = config.num_train_epochs, None
-    if config.packing:
-        planned = plan_rows(
-            encoded,
-            max_length=config.max_length,
-            max_images=config.max_images_per_row,
-            seed=config.seed,
-            epochs=int(epochs),
-            rows_per_step=rows_per_step,
-            tokens_per_image=processor.num_image_tokens,
-        )
-        train_rows, collator = (
-            PackedRows(rows, encoded, planned),
-            TreeCollator(processor, choose_layout(config, model)),
-        )
+    packing, epochs, cached, stream = config.packing, 1, None, None
+    trees = TreeCollator(processor, choose_layout(config, model)) if packing or held_out else None
+    facts["notes"] = []
+    if isinstance(data, Streamed):
+        rows, collator, stream = None, trees, stream_rows(config, data, processor)
+    elif packing:
+        epochs = int(config.num_train_epochs)
+        rows, collator = plan(config, data, processor, rows_per_step, epochs), trees
+        facts["plan"] = asdict(rows.plan.summary)
+        facts["notes"].append(str(rows.plan.summary))
         config.num_train_epochs, config.train_sampling_strategy = 1, "sequential"
     else:
-        usable = [i for i, reason in enumerate(encoded["rejected"]) if not reason]
-        train_rows, collator, epochs = rows.select(usable), PaddedCollator(processor, config.max_length), 1
+        rows, collator = usable_rows(data), PaddedCollator(processor, longest(config))
+    if config.cache_image_features:
+        cached, facts["image_features"] = cache_features(config, rows, model, processor)
+        collator = replace(collator, features=cached)
+        facts["notes"].append(format_facts(facts["image_features"]))
+    collate, callbacks, eval_dataset = CollateNumbered(rows, collator), [], None
+    if held_out:
+        config.per_device_eval_batch_size = config.per_device_train_batch_size
+        rows_at_once = config.world_size * config.per_device_eval_batch_size
+        collate.held_out, collate.held_out_collator = plan(config, held_out, processor, rows_at_once, 1), trees
+        eval_dataset = Dataset.from_dict({"row": range(n := len(collate.held_out)), "held_out": [True] * n})
+        callbacks.append(SamplesPage(held_out, processor, config.sample_answers))
+        facts["held_out"] = held_out.as_dict()
 
     # The collator makes ids and labels: TRL's own preparation, packing and column filter have nothing to do.
     config.packing, config.remove_unused_columns = False, False
     config.dataset_kwargs = {"skip_prepare_dataset": True}
-    if config.ddp_find_unused_parameters is None and planned is not None:
+    if config.ddp_find_unused_parameters is None and packing:
         config.ddp_find_unused_parameters = False  # every trained parameter takes part in every batch
-    stop = StopOnSignal()
     trainer = LlavaTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_dict({"row": range(len(train_rows))}),
+        train_dataset=Dataset.from_dict({"row": range(1 if rows is None else len(rows))}),
+        eval_dataset=eval_dataset,
         processing_class=processor,
-        data_collator=CollateNumbered(train_rows, collator),
+        data_collator=collate,
         peft_config=peft_config,
-        callbacks=[stop],
-        epochs_in_plan=int(epochs),
-        name_rows=lambda numbers: [name for n in numbers for name in ids_of_row(train_rows, n)],
-        meter=Meter(model.config, config.stage, config.train_vision),
+        callbacks=callbacks,
+        epochs_in_plan=epochs,
+        stream=stream,
+        meter=Meter(model.config, config.stage, config.device, 3 if config.tune_vision_tower else int(cached is None)),
     )
     freeze_identity(trainer.model)
     if trainer.is_fsdp_enabled:
         expose_final_norm(model.model)
     elif not trainer.is_deepspeed_enabled:
         keep_trained_weights_in_float32(trainer.model)
-    table = trainable_table(trainer.model, config)
-    if trainer.is_world_process_zero():
-        print(f"{config.stage} of {model_config.model_name_or_path}: {report}")
-        print(format_table(table))
-        if planned is not None:
-            print(planned.summary)
-        if checkpoint is not None:
-            print(f"going on from {checkpoint}")
-    with stop:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.state.global_step < trainer.state.max_steps:
-        return trainer  # stopped by a signal; the checkpoint is there
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        facts = {
-            "stage": config.stage,
-            "model": model_config.model_name_or_path,
-            "data": sources,
-            "trainable": table,
-            "config": config.to_dict(),
-            "versions": {
-                name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-            },
-            "seconds": round(time.time() - started, 1),
-            "log": trainer.state.log_history,
-        }
-        write_atomically(Path(config.output_dir) / FINISHED, json.dumps(facts, indent=1, default=str))
     return trainer
 
 
-def keep_trained_weights_in_float32(model: nn.Module) -> None:
-    """The steps of a small learning rate vanish in bfloat16. FSDP2 and DeepSpeed keep a copy in float32 themselves."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-
-
-def ids_of_row(rows: Dataset | PackedRows, number: int) -> list[str]:
-    return rows.ids(number) if isinstance(rows, PackedRows) else [str(rows[number].get("id", number))]
+def circumstances(config: TrainConfig) -> dict[str, Any]:
+    """On what, with which versions, a run was made."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
+    names = ("visual-instruction-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+    on_gpu = config.device.type == "cuda"
+    return {
+        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+        "commit": git.stdout.decode().strip() or None,  # none where the package is installed without its repository
+        "hardware": torch.cuda.get_device_name(config.device) if on_gpu else f"{platform.machine()} CPU",
+        "processes": config.world_size,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
     if config.stage == "pretrain" and model_config.use_peft:
         raise ValueError("`use_peft` goes with `stage: finetune`; in stage 1 the projector alone learns, in full.")
-    if config.train_vision and model_config.use_peft:
-        raise ValueError("`train_vision` goes without `use_peft`, which freezes the tower. Leave one of them out.")
-    if config.packing and config.num_train_epochs != int(config.num_train_epochs):
+    if config.tune_vision_tower and model_config.use_peft:
         raise ValueError(
-            f"`num_train_epochs` is {config.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
+            "`tune_vision_tower` goes without `use_peft`, which freezes the tower. Leave one of them out."
         )
     if model_config.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing. Give the checkpoint of `llava build` or of stage 1.")

@@ -24,7 +24,16 @@ class TrainConfig(SFTConfig):
     data_weights: list[float] | None = field(
         default=None, metadata={"help": "How often each data set is seen in an epoch: 2 twice, 0.5 a seeded half."}
     )
-    eval_data: list[str] | None = field(default=None, metadata={"help": "Held-out data for the loss during training."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the data while training runs, from files or the Hub; needs `max_steps`."},
+    )
+    stream_buffer: int = field(default=2048, metadata={"help": "Conversations of a stream that are packed together."})
+    eval_data: list[str] | None = field(
+        default=None,
+        metadata={"help": "Held-out data: its loss, and answers to it in samples.html, every `eval_steps`."},
+    )
+    sample_answers: int = field(default=8, metadata={"help": "Held-out conversations that samples.html shows."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths in the data start from."})
     skip_invalid: bool = field(
         default=False, metadata={"help": "Go on without rows that cannot be used; they are counted by reason."}
@@ -32,7 +41,7 @@ class TrainConfig(SFTConfig):
     projector: str | None = field(
         default=None, metadata={"help": "Checkpoint or mm_projector.bin whose projector replaces the model's."}
     )
-    train_vision: bool = field(default=False, metadata={"help": "Train the vision tower too."})
+    tune_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower too."})
     projector_lr: float | None = field(default=None, metadata={"help": "Learning rate of the projector, if another."})
     vision_lr: float | None = field(default=None, metadata={"help": "Learning rate of the vision tower, if another."})
     attention: Literal["auto", "segments", "varlen", "flex", "mask"] = field(
@@ -40,6 +49,16 @@ class TrainConfig(SFTConfig):
         metadata={"help": "How rows of trees attend. auto: varlen on CUDA, segments elsewhere; mask fits any model."},
     )
     max_images_per_row: int | None = field(default=None, metadata={"help": "Cap on images in a packed row."})
+    max_conversation_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a conversation at most, if fewer than `max_length`: longer ones lose whole turns."
+        },
+    )
+    cache_image_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the frozen tower's features: computed once, then read instead of pictures."},
+    )
 
     # Defaults that differ from TRL's.
     packing: bool = field(
@@ -58,6 +77,9 @@ class TrainConfig(SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
 
     def __post_init__(self):
+        if self.eval_data and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+            self.eval_steps = self.eval_steps or 0.1
         super().__post_init__()
         for name in ("stage", "data"):
             if not getattr(self, name):
@@ -68,3 +90,34 @@ class TrainConfig(SFTConfig):
             )
         if self.packing and not self.max_length:
             raise ValueError("`packing` needs `max_length`, the tokens in a row. Give it, or set `packing: false`.")
+        if self.packing and self.num_train_epochs != int(self.num_train_epochs):
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
+            )
+        if self.eval_strategy != "no" and not self.eval_data:
+            raise ValueError(
+                "`eval_strategy` needs `eval_data`, the held-out conversations. Give it, or leave it out."
+            )
+        self._check_streaming()
+        self._check_cache()
+
+    def _check_streaming(self) -> None:
+        if not self.streaming:
+            return
+        if self.max_steps <= 0:
+            raise ValueError("`streaming` needs `max_steps`: a stream does not say how long it is.")
+        if not self.packing:
+            raise ValueError("`streaming` goes with `packing`. Leave one of `streaming: true`, `packing: false` out.")
+        self.ignore_data_skip = True  # a checkpoint has the position in the stream
+
+    def _check_cache(self) -> None:
+        for name, wrong in (
+            ("tune_vision_tower", self.tune_vision_tower),
+            ("streaming", self.streaming),
+            ("packing: false", not self.packing),
+        ):
+            if self.cache_image_features and wrong:
+                raise ValueError(
+                    f"`cache_image_features` goes without `{name}`: features are of a frozen tower, and of the "
+                    "pictures in planned rows. Leave one of them out."
+                )

@@ -1,43 +1,111 @@
-"""Loads the data sets of a training run and mixes them; encoding and planning are in `processing/packing.py`."""
+"""Loads the data sets of a training run, whole or as streams, and mixes them."""
 
 from pathlib import Path
 
-from datasets import Dataset, Image, List, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetGenerationError
 
 from processing.mixing import mix
 
 
+UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
+NO_PICTURES = List(Value("null"))  # what JSON with nothing but empty lists gives
+COLUMNS = ("id", "image_id", "messages", "images")
+STREAM_SHARDS = 64  # of a saved data set that is read as a stream: what processes and workers are dealt
+
+
 def load_rows(data: str, image_root: str | None = None) -> Dataset:
     """Rows with `messages`, `images` and `id`, pictures unopened."""
+    rows = _load(data, streaming=False)
+    if not len(rows):
+        raise ValueError(f"`{data}` has no rows. Check how it was written.")
+    check_columns(rows.column_names, data)
+    if rows.features.get("images") == NO_PICTURES:
+        rows = rows.remove_columns("images")
+    if has_paths(rows.features):
+        root = image_root or ""
+        rows = rows.map(lambda row: {"images": [str(Path(root, image)) for image in row["images"] or []]})
+        check_files(rows, data, image_root)
+        rows = rows.cast_column("images", UNOPENED)
+    elif "images" in rows.column_names:
+        if rows.features["images"] not in (List(Image()), UNOPENED):
+            raise ValueError(
+                f"The column `images` of `{data}` has the type {rows.features['images']}; wanted a list of paths or "
+                "of pictures. Convert it first."
+            )
+        # The same bytes: `cast_column` would read and write every picture.
+        rows = rows.with_format(None)
+        rows.info.features = Features(rows.features | {"images": UNOPENED})
+    return rows
+
+
+def load_stream(data: str, image_root: str | None = None) -> IterableDataset:
+    """As `load_rows`, read while training runs."""
+    rows = _load(data, streaming=True)
+    features = rows.features or next(iter(rows.take(1)), {})
+    check_columns(list(features), data)
+    kept = [name for name in COLUMNS if name in features and features[name] != NO_PICTURES]
+    rows = rows.select_columns(kept)
+    if rows.features and has_paths(rows.features):
+        root = image_root or ""
+        rows = rows.map(
+            lambda row: {"images": [{"path": str(Path(root, image)), "bytes": None} for image in row["images"] or []]},
+            features=Features(rows.features | {"images": UNOPENED}),
+        )
+    return rows
+
+
+def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
     path = Path(data)
     if path.suffix in (".jsonl", ".json", ".parquet"):
-        if not path.is_file():
+        files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+        missing = [file for file in files if not file.is_file()]
+        if missing or not files:
             raise ValueError(f"`data` names `{data}`, which is no file. Check the path.")
-        if not path.stat().st_size:
-            raise ValueError(f"`{data}` is empty. Check how it was written.")
+        empty = [file for file in files if not file.stat().st_size]
+        if empty:
+            raise ValueError(f"`{empty[0]}` is empty. Check how it was written.")
         kind = "parquet" if path.suffix == ".parquet" else "json"
-        try:
-            rows = load_dataset(kind, data_files=str(path), split="train")
-        except DatasetGenerationError as error:
-            raise ValueError(f"`{data}` cannot be read as {kind}: {error.__cause__}. Repair the file.") from error
-    elif path.is_dir():
+        return _load_dataset(kind, data, streaming, data_files=[str(file) for file in files])
+    if (path / "state.json").is_file():
         rows = load_from_disk(path)
-    else:
-        rows = load_dataset(data, split="train")
-
-    if "messages" not in rows.column_names or not len(rows):
+        return rows.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(rows) or 1)) if streaming else rows
+    if path.exists() and not (path.is_dir() and any(path.rglob("*.parquet"))):
         raise ValueError(
-            f"`{data}` has {len(rows)} rows with the columns {', '.join(rows.column_names) or 'none'}; wanted rows "
-            "with `messages`, and `images` where there are pictures."
+            f"`{data}` is there, but no data set. Wanted a .jsonl or .parquet file, a folder of .parquet files, or "
+            "one that `save_to_disk` wrote."
         )
-    if "images" in rows.column_names and isinstance(rows.features["images"], List):
-        if rows.features["images"].feature == Value("string"):
-            root = image_root or ""
-            rows = rows.map(lambda row: {"images": [str(Path(root, image)) for image in row["images"] or []]})
-            check_files(rows, data, image_root)
-        rows = rows.cast_column("images", List(Image(decode=False)))  # opened by the collator, with care
-    return rows
+    # Absolute, because a folder may have the name of a format, as "parquet".
+    return _load_dataset(str(path.resolve()) if path.exists() else data, data, streaming)
+
+
+def _load_dataset(kind: str, data: str, streaming: bool, **options) -> Dataset | IterableDataset:
+    try:
+        return load_dataset(kind, split="train", streaming=streaming, **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"`{data}` cannot be read as {kind}: {error.__cause__}. Repair the file.") from error
+
+
+def check_columns(names: list[str], data: str) -> None:
+    if "messages" not in names:
+        raise ValueError(
+            f"`{data}` has the columns {', '.join(names) or 'none'}; wanted rows with `messages`, and `images` where "
+            "there are pictures."
+        )
+
+
+def has_paths(features: Features) -> bool:
+    return features.get("images") == List(Value("string"))
 
 
 def check_files(rows: Dataset, data: str, image_root: str | None) -> None:
@@ -61,3 +129,16 @@ def load_mixture(
         for name, rows, weight in zip(data, loaded, weights or [1.0] * len(data), strict=True)
     ]
     return mix(loaded, weights, seed), facts
+
+
+def load_streams(
+    data: list[str], weights: list[float] | None, image_root: str | None, seed: int
+) -> tuple[IterableDataset, list[dict]]:
+    """All streams as one. A weight is the share of conversations that come from each; equal ones without weights."""
+    loaded = [load_stream(name, image_root) for name in data]
+    weights = weights or [1.0] * len(data)
+    facts = [{"data": name, "streamed": True, "weight": weight} for name, weight in zip(data, weights, strict=True)]
+    if len(loaded) == 1:
+        return loaded[0], facts
+    shares = [weight / sum(weights) for weight in weights]
+    return interleave_datasets(loaded, probabilities=shares, seed=seed, stopping_strategy="all_exhausted"), facts

@@ -4,34 +4,22 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from processing.collator import PaddedCollator, TreeCollator
-from processing.rows import PackedRows
+from processing.streaming import StreamingRows
 from recipes.checkpoints import delete_old_checkpoints, load_weights, mark_complete
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
-
-
-@dataclass
-class CollateNumbered:
-    """TRL takes data sets of `datasets` alone: it gets the numbers of rows, and the rows are read in the workers."""
-
-    rows: Dataset | PackedRows
-    collator: PaddedCollator | TreeCollator
-
-    def __call__(self, numbered: list[dict[str, int]]) -> dict[str, Any]:
-        numbers = [item["row"] for item in numbered]
-        return {**self.collator([self.rows[n] for n in numbers]), "row_numbers": numbers}
+from recipes.train_rows import CollateStreamed, StreamPosition
 
 
 class LlavaTrainer(SFTTrainer):
@@ -39,17 +27,39 @@ class LlavaTrainer(SFTTrainer):
     Args:
         epochs_in_plan: The rows of all epochs are planned at once and pass as one; puts the epoch right in the log.
         meter: Counts what the run gets through.
-        name_rows: The ids of the conversations in rows of these numbers, for the error about a loss of NaN.
+        stream: Rows that are read while training runs, instead of `train_dataset`; each process reads its own.
     """
 
     def __init__(
-        self, *args, epochs_in_plan: int, meter: Meter, name_rows: Callable[[list[int]], list[str]], **kwargs
+        self,
+        *args,
+        epochs_in_plan: int,
+        meter: Meter,
+        stream: StreamingRows | None = None,
+        **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.epochs_in_plan = epochs_in_plan
         self.meter = meter
-        self.name_rows = name_rows
-        self.row_numbers: list[int] = []
+        self.stream = stream
+        self.position = None if stream is None else StreamPosition(stream, self.args.dataloader_num_workers)
+        self.batch_ids: list[str] = []
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.stream is None:
+            return super().get_train_dataloader()
+        # Not prepared by accelerate, which would have one process read for all and look a batch ahead.
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.stream,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=CollateStreamed(self.stream, self.data_collator.collator),
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
@@ -74,23 +84,45 @@ class LlavaTrainer(SFTTrainer):
         return batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        self.row_numbers = inputs.pop("row_numbers", [])
+        self.batch_ids = inputs.pop("ids", [])
+        inputs.pop("counts", None)
+        if "position" in inputs:
+            self.position.passed(inputs.pop("position"))
         return super()._prepare_inputs(inputs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        self.meter.saw(inputs)
+        self.meter.saw(inputs["counts"])
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}, in a batch of the conversations "
-                f"{self.name_rows(self.row_numbers)}. Look at them, or lower the learning rate."
+                f"{self.batch_ids}. Look at them, or lower the learning rate."
             )
         return loss
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> tuple:
+        supervised = inputs["counts"].supervised
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        if supervised:  # a row of nothing has a loss of 0 / 0
+            self.held_out_loss += torch.stack([loss.float() * supervised, loss.new_tensor(supervised).float()])
+        return loss, *rest
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """The loss is the mean over all supervised tokens, as in training, not over batches of more and less."""
+        self.held_out_loss = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, supervised = self.accelerator.reduce(self.held_out_loss).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / supervised
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self.meter.read()
-        passes, self.state.epoch = self.state.epoch, (self.state.epoch or 0) * self.epochs_in_plan
+            logs |= self.meter.read(self.accelerator)
+        passes = self.state.epoch
+        if self.stream is not None:  # has no epochs: the share of the run
+            self.state.epoch = self.state.global_step / self.state.max_steps
+        else:
+            self.state.epoch = (passes or 0) * self.epochs_in_plan
         super().log(logs, start_time)
         self.state.epoch = passes
 
@@ -100,11 +132,26 @@ class LlavaTrainer(SFTTrainer):
             super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        whole = isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled  # FSDP and PEFT have their own
-        if whole:
+        if self._saves_whole:
             load_weights(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._saves_whole:
+            load_weights(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    @property
+    def _saves_whole(self) -> bool:
+        """With names that transformers does not find again; PEFT, FSDP and DeepSpeed have their own ways."""
+        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the configuration, which `training.json` has as text.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -116,6 +163,8 @@ class LlavaTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)  # deletes no old one before the new one is whole
         finally:
             self.args.save_total_limit = limit
+        if self.position is not None:
+            self.position.save(folder, self.args.process_index)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder, self.state.global_step)

@@ -45,3 +45,8 @@ def encoded_dataset(records):
         for column, value in zip(ENCODED, values, strict=True):
             rows[column].append(value)
     return Dataset.from_dict(rows, features=ENCODED)
+
+
+def ids_in(row):
+    """The ids of the conversations in a row of trees."""
+    return [name for tree in row["trees"] for name in tree.ids]

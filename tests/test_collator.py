@@ -15,7 +15,7 @@ from processing.encoding import IGNORE
 from processing.packing import plan_rows
 from processing.rows import PackedRows, Tree, encode_rows
 from tests import tiny_text
-from tests.conversations import assistant, encoded_dataset, png, sample, user
+from tests.conversations import assistant, encoded_dataset, ids_in, png, sample, user
 from tests.tiny import NUM_PATCHES
 
 
@@ -36,7 +36,7 @@ ROWS = [{"trees": [SHARED, ALONE]}, {"trees": [ALONE]}, {"trees": []}]
 
 
 def collate(rows, layout, **options):
-    return TreeCollator(tiny_text.processor(), layout, open_images=False, **options)(rows)
+    return TreeCollator(tiny_text.processor(), layout, **options)(rows)
 
 
 def test_exact_tensors():
@@ -288,7 +288,7 @@ def test_trees_supervise_what_padded_rows_do(kind, template, shared):
     for i in range(len(rows)):
         batch = TreeCollator(processor, "segments")([rows[i]])
         predicted = list(zip(batch["keep"].tolist(), batch["shift_labels"][0].tolist(), strict=True))
-        for name, (_, positions) in zip(rows.ids(i), leaves(batch), strict=True):
+        for name, (_, positions) in zip(ids_in(rows[i]), leaves(batch), strict=True):
             here = batch["input_ids"][0, positions].tolist()
             own = [p for p in predicted if p[0] in positions and positions.index(p[0]) + 1 < len(here)]
             own = [(positions.index(q), target) for q, target in own if here[positions.index(q) + 1] == target]

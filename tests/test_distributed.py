@@ -21,7 +21,7 @@ MODES = {
     "finetune": {},
     "pretrain": {"stage": "pretrain"},
     "lora": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0},
-    "vision": {"train_vision": True},
+    "vision": {"tune_vision_tower": True},
 }
 
 

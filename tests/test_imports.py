@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 # Besides the standard library and itself, a package may import these; a dotted name allows that module alone.
 ALLOWED = {
     "modeling_llava": {"torch", "transformers", "huggingface_hub.dataclasses"},
-    "processing": {"torch", "transformers", "datasets", "PIL", "numpy", "jinja2"},
-    "data_generation": {"openai", "datasets", "PIL", "numpy"},
+    "processing": {"torch", "transformers", "datasets", "PIL", "numpy", "jinja2", "safetensors"},
+    "data_generation": {"openai", "httpx2", "datasets", "PIL", "numpy", "pyarrow", "tqdm"},
 }
 ALLOWED["recipes"] = set.union(*ALLOWED.values()) | set(ALLOWED)
 ALLOWED["recipes"] |= {"trl", "peft", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "yaml", "tqdm"}

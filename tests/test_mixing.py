@@ -10,7 +10,7 @@ from processing.mixing import mix
 from processing.packing import plan_rows
 from processing.rows import PackedRows, encode_rows
 from tests import tiny_text
-from tests.conversations import assistant, png, sample
+from tests.conversations import assistant, ids_in, png, sample
 from tests.tiny import NUM_PATCHES
 
 
@@ -60,7 +60,7 @@ def test_a_mixture_trains():
     assert not report.counts
     made = plan_rows(encoded, max_length=800, rows_per_step=1, tokens_per_image=NUM_PATCHES)
     rows = PackedRows(mixed, encoded, made)
-    assert seen(mixed) == Counter(name for i in range(len(rows)) for name in rows.ids(i))
+    assert seen(mixed) == Counter(name for i in range(len(rows)) for name in ids_in(rows[i]))
     batch = TreeCollator(processor, "segments")([rows[i] for i in range(len(rows))])
     assert batch["pixel_values"].shape[0] * NUM_PATCHES == (batch["input_ids"] == processor.image_token_id).sum()
 

@@ -11,7 +11,7 @@ from processing.collator import TreeCollator
 from processing.packing import plan_rows
 from processing.rows import PackedRows, encode_rows
 from tests import tiny_text
-from tests.conversations import assistant, png, sample, user
+from tests.conversations import assistant, ids_in, png, sample, user
 from tests.tiny import NUM_PATCHES
 
 
@@ -149,7 +149,7 @@ def test_bad_conversations_are_skipped_on_demand_and_counted():
     assert len(encoded) == len(BAD)
     made = plan_rows(encoded, max_length=400, rows_per_step=1, tokens_per_image=NUM_PATCHES)
     rows = PackedRows(Dataset.from_list(BAD), encoded, made)
-    assert [rows.ids(i) for i in range(len(rows))] == [["fine"]]
+    assert [ids_in(rows[i]) for i in range(len(rows))] == [["fine"]]
 
 
 def test_only_some_examples_are_named():
@@ -242,7 +242,7 @@ def test_rows_are_read_by_any_number_of_workers():
     ]
     assert len(batches[0]) == len(made) // 2
     assert batches[0] == batches[1]
-    assert sorted(name for i in range(len(rows)) for name in rows.ids(i)) == sorted(s["id"] for s in samples * 2)
+    assert sorted(name for i in range(len(rows)) for name in ids_in(rows[i])) == sorted(s["id"] for s in samples * 2)
 
 
 def test_pictures_inside_the_messages_are_found():

@@ -61,7 +61,7 @@ def test_each_stage_moves_exactly_its_parameters(workplace, capsys, projector):
         "language_model",
         "lm_head",
     }
-    assert facts["data"][0]["rows"] == 12
+    assert facts["data"]["sources"][0]["rows"] == 12
     LlavaProcessor.from_pretrained(workplace / "stage2")
     _, info = Stock.from_pretrained(workplace / "stage2", output_loading_info=True)
     assert not any(info.values())
@@ -111,7 +111,7 @@ def test_the_starting_checkpoint_is_not_overwritten(workplace):
 
 def test_rows_without_messages_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
-    with pytest.raises(ValueError, match="1 rows with the columns conversations; wanted rows with `messages`"):
+    with pytest.raises(ValueError, match="has the columns conversations; wanted rows with `messages`"):
         load_rows(str(tmp_path / "rows.jsonl"))
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes import train as recipe
+from recipes.trainable import PARTS
 from recipes.trainer import LlavaTrainer
 from tests import training
 
@@ -97,7 +98,7 @@ def groups(trainer) -> dict[str, float]:
 
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_each_part_has_its_rate(workplace, use_peft):
-    changes = {"train_vision": not use_peft, "projector_lr": 0.003, "vision_lr": 0.0007, "weight_decay": 0.1}
+    changes = {"tune_vision_tower": not use_peft, "projector_lr": 0.003, "vision_lr": 0.0007, "weight_decay": 0.1}
     trainer = training.run(workplace, max_steps=1, use_peft=use_peft, **changes)
     rates = groups(trainer)
     assert rates.keys() == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -105,15 +106,15 @@ def test_each_part_has_its_rate(workplace, use_peft):
         part = next((p for p in ("multi_modal_projector", "vision_tower") if p in name), None)
         assert rate == {"multi_modal_projector": 0.003, "vision_tower": 0.0007, None: 0.02}[part], name
     parts = {"multi_modal_projector", "language_model"} | (set() if use_peft else {"vision_tower"})
-    assert {part for part in recipe.PARTS for name in rates if part in name} == parts
+    assert {part for part in PARTS for name in rates if part in name} == parts
     table = {row["module"]: row for row in json.loads(Path("out/training.json").read_text())["trainable"]}
     assert table["multi_modal_projector"]["learning_rate"] == 0.003
     assert table["vision_tower"]["learning_rate"] == (None if use_peft else 0.0007)
 
 
 def test_a_tower_that_peft_would_freeze_is_told(workplace):
-    with pytest.raises(ValueError, match="`train_vision` goes without `use_peft`"):
-        training.run(workplace, train_vision=True, use_peft=True)
+    with pytest.raises(ValueError, match="`tune_vision_tower` goes without `use_peft`"):
+        training.run(workplace, tune_vision_tower=True, use_peft=True)
 
 
 def test_rates_move_parameters_in_proportion(workplace):
@@ -132,7 +133,7 @@ def test_rates_move_parameters_in_proportion(workplace):
 def test_train_vision_trains_all_that_is_used_and_nothing_else(workplace, tower):
     training.write_start(workplace / "start2", tower=tower)
     start = recipe.LlavaForConditionalGeneration.from_pretrained("start2").state_dict()
-    trainer = training.run(workplace, max_steps=1, train_vision=True, model_name_or_path="start2", max_length=330)
+    trainer = training.run(workplace, max_steps=1, tune_vision_tower=True, model_name_or_path="start2", max_length=330)
     trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     in_tower = {name for name in trainable if "vision_tower" in name}
     moved = {name for name, p in trainer.model.state_dict().items() if not torch.equal(p, start[name])}
