@@ -143,10 +143,9 @@ class TreeCollator:
 
         trees = [tree for row in rows for tree in row["trees"] if tree.images]
         if trees:
-            key, tensors_of = "pixel_values", self.processor.pixel_values
-            if self.features is not None:
-                key, tensors_of = "image_features", self.features.read
-            batch[key] = torch.cat([tensors_of(tree.images, f"sample `{tree.ids[0]}`") for tree in trees])
+            read = self.processor.pixel_values if self.features is None else self.features.read
+            key = "pixel_values" if self.features is None else "image_features"
+            batch[key] = torch.cat([read(tree.images, f"sample `{tree.ids[0]}`") for tree in trees])
         return batch
 
     def _length(self, laid: list[Layout]) -> int:

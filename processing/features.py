@@ -20,7 +20,7 @@ from .images import ImageError
 
 def picture_key(image: Any, name: str) -> str:
     """What a picture is known by: a reference as `PackedRows` gives them, a path or a dict of `path` and `bytes`."""
-    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, image)
+    data, path = (image.get("bytes"), image.get("path", "")) if isinstance(image, dict) else (None, image)
     if isinstance(path, bytes):
         data = path
     if data is None:
