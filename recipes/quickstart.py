@@ -36,7 +36,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
 GROUNDS = ("white", "grey", "black")
 QUESTIONS = {"What colour is the shape?": "colour", "What colour is the ground?": "ground"}
-RECIPES = Path(__file__).parent / "tiny"
+RECIPES = Path(__file__).parent / "micro"
 
 
 def draw(scene: dict, rng: random.Random) -> Image.Image:

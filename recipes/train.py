@@ -1,7 +1,7 @@
 """Trains a LLaVA, stage by stage: `pretrain`, the projector on captions; `finetune`, the language model with it.
 
-    llava train --config recipes/tiny/pretrain.yaml
-    accelerate launch -m recipes.train --config recipes/tiny/finetune.yaml
+    llava train --config recipes/micro/pretrain.yaml
+    accelerate launch -m recipes.train --config recipes/micro/finetune.yaml
 
 The loop is TRL's `SFTTrainer`. A YAML holds fields of `TrainConfig` (TRL's `SFTConfig` and ours) and of TRL's
 `ModelConfig`; a key that none of them knows is an error, and the command line overrides the file. Started again, a run

@@ -91,7 +91,7 @@ def test_the_folders_hold_what_they_should():
 def test_a_recipe_parses_strictly(path):
     config, model_config = training.parser().parse_args_and_config(["--config", str(path), *ON_CPU])
     assert config.stage in ("pretrain", "finetune")
-    assert config.output_dir == f"outputs/{path.parent.name}/{path.stem}" or path.parent.name == "tiny"
+    assert config.output_dir == f"outputs/{path.parent.name}/{path.stem}" or path.parent.name == "micro"
     assert config.output_dir != model_config.model_name_or_path
     assert all(isinstance(name, str) for name in config.data)
 
@@ -191,7 +191,7 @@ def test_accelerate_reads_a_launcher(path):
     assert {*config.fsdp_config, *config.deepspeed_config} <= options
     # The header's example, with a recipe for FILE.
     line = next(line for line in header(path).splitlines() if "accelerate launch" in line).lstrip("# ")
-    assert command_problems(line.replace("FILE", "recipes/tiny/finetune.yaml"), ROOT) == []
+    assert command_problems(line.replace("FILE", "recipes/micro/finetune.yaml"), ROOT) == []
 
 
 def test_fsdp2_wraps_a_class_that_the_model_has():

@@ -18,7 +18,7 @@ from recipes.train_data import load_rows
 from tests import tiny_text
 
 
-RECIPES = Path(training.__file__).parent / "tiny"
+RECIPES = Path(training.__file__).parent / "micro"
 
 
 @pytest.fixture
