@@ -26,6 +26,7 @@ from PIL import Image
 
 from .conversation import ConversationError, pictures_in
 from .encoding import collapse_images
+from .images import ImageError, open_image
 from .packing import Plan
 from .processing_llava import LlavaProcessor
 
@@ -83,10 +84,11 @@ def encode_rows(
     num_proc: int | None = None,
     skip_invalid: bool = False,
 ) -> tuple[Dataset, EncodingReport]:
-    """Ids, answers and lengths of every conversation, row for row; no picture is opened, and none is copied.
+    """Ids, answers and lengths of every conversation, row for row, from its text; no picture is copied.
 
     The result has as many rows as `dataset`. Conversations that cannot be used are an error that counts them by
     reason, or with `skip_invalid` are in the report, and in the result without tokens: `plan_rows` leaves them out.
+    Then every picture is opened too, since one that cannot be would stop a training later.
     """
     if "messages" not in dataset.column_names:
         raise ValueError(
@@ -99,11 +101,16 @@ def encode_rows(
         with_indices=True,
         batched=True,
         batch_size=200,
-        fn_kwargs={"processor": processor, "max_length": max_length, "pictures": picture_column(dataset)},
+        fn_kwargs={
+            "processor": processor,
+            "max_length": max_length,
+            "pictures": picture_column(dataset),
+            "open_pictures": skip_invalid,
+        },
         remove_columns=texts.column_names,
         features=ENCODED,
         num_proc=num_proc,
-        new_fingerprint=_fingerprint(dataset, processor, max_length),
+        new_fingerprint=_fingerprint(dataset, processor, max_length, skip_invalid),
         desc="encoding conversations",
     )
     report = _report(encoded)
@@ -114,13 +121,13 @@ def encode_rows(
     return encoded, report
 
 
-def _fingerprint(dataset: Dataset, processor: LlavaProcessor, max_length: int) -> str:
+def _fingerprint(dataset: Dataset, processor: LlavaProcessor, max_length: int, open_pictures: bool) -> str:
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # set by the last call, not part of what the tokenizer is
         tokenizer.pop(state, None)
     code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in CODE]
     special = {key: str(value) for key, value in processor.tokenizer.special_tokens_map.items()}
-    text = (processor.chat_template, processor.image_token, processor.num_image_tokens, max_length)
+    text = (processor.chat_template, processor.image_token, processor.num_image_tokens, max_length, open_pictures)
     return Hasher.hash(
         [dataset._fingerprint, tokenizer, sorted(special.items()), text, code, transformers.__version__]
     )
@@ -145,13 +152,20 @@ def reason_of(rejected: str, name: str) -> str:
 
 
 def _encode_batch(
-    batch: Mapping[str, list], indices: list[int], processor: LlavaProcessor, max_length: int, pictures: Dataset | None
+    batch: Mapping[str, list],
+    indices: list[int],
+    processor: LlavaProcessor,
+    max_length: int,
+    pictures: Dataset | None,
+    open_pictures: bool,
 ) -> dict[str, list]:
     nothing = [None] * len(indices)
     names, image_ids = batch.get("id", nothing), batch.get("image_id", nothing)
     images = read_pictures(pictures, indices)
     rows = [
-        encode_sample(processor, max_length, messages, shown, image_id, str(index if name is None else name))
+        encode_sample(
+            processor, max_length, messages, shown, image_id, str(index if name is None else name), open_pictures
+        )
         for messages, shown, image_id, name, index in zip(
             batch["messages"], images, image_ids, names, indices, strict=True
         )
@@ -160,7 +174,13 @@ def _encode_batch(
 
 
 def encode_sample(
-    processor: LlavaProcessor, max_length: int, messages: Any, images: list[Any] | None, image_id: Any, name: str
+    processor: LlavaProcessor,
+    max_length: int,
+    messages: Any,
+    images: list[Any] | None,
+    image_id: Any,
+    name: str,
+    open_pictures: bool,
 ) -> dict[str, Any]:
     """One row of `ENCODED`."""
     row: dict[str, Any] = {"id": name, "input_ids": [], "answers": [], "num_tokens": 0, "num_images": 0}
@@ -168,7 +188,9 @@ def encode_sample(
     try:
         encoded = processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
         shown = processor.match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
-    except ConversationError as error:
+        for number, image in enumerate(shown if open_pictures else []):
+            open_image(own_bytes(image), f"`{number}` of sample `{name}`")
+    except (ConversationError, ImageError) as error:
         return row | {"rejected": str(error)}
     except TemplateError as error:
         return row | {"rejected": f"The chat template refuses sample `{name}`: {error}"}
@@ -231,6 +253,13 @@ def _reference(image: Any) -> Any:
     return {"bytes": found["bytes"].as_buffer(), "path": found["path"].as_py()}
 
 
+def own_bytes(image: Any) -> Any:
+    """A reference whose bytes are no view into the data set's files."""
+    if isinstance(image, dict) and image["bytes"] is not None:
+        return {**image, "bytes": bytes(image["bytes"])}
+    return image
+
+
 class PackedRows(torch.utils.data.Dataset):
     """The rows of a plan, each read from the data set's files when it is asked for: `{"trees": [Tree, ...]}`.
 
@@ -267,10 +296,7 @@ class PackedRows(torch.utils.data.Dataset):
         num_images = table["num_images"][0].as_py()
         if num_images:
             images = read_pictures(self.pictures, numbers[:1])[0] or pictures_in(self.messages[numbers[0]]["messages"])
-            images = [
-                {**image, "bytes": bytes(image["bytes"])} if isinstance(image, dict) and image["bytes"] else image
-                for image in images[:num_images]
-            ]
+            images = list(map(own_bytes, images[:num_images]))
         return Tree(
             prefix,
             table["id"].to_pylist(),

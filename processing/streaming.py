@@ -128,7 +128,11 @@ class StreamingRows(torch.utils.data.IterableDataset):
         for i, example in enumerate(examples):
             name = str(example.get("id", f"{first + i} of lane {state['lane']}"))
             images, image_id = example.get("images"), example.get("image_id")
-            records.append(encode_sample(self.processor, self.longest, example["messages"], images, image_id, name))
+            records.append(
+                encode_sample(
+                    self.processor, self.longest, example["messages"], images, image_id, name, self.skip_invalid
+                )
+            )
         self._reject([record for record in records if record["rejected"]])
         if not any(record["num_tokens"] for record in records):
             return []

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from processing import LlavaProcessor, open_image
 from processing.conversation import pictures_in
-from processing.rows import read_pictures
+from processing.rows import own_bytes, read_pictures
 from recipes.checkpoints import write_atomically
 from recipes.train_config import TrainConfig
 from recipes.train_rows import Encoded
@@ -23,6 +23,7 @@ from recipes.train_rows import Encoded
 PAGE, RECORD = "samples.html", "samples.json"
 SIDE = 320  # pixels of a picture on the page
 MAX_NEW_TOKENS = 128
+NEWEST = 4  # answers to a question that are seen at once
 
 
 class SamplesPage(TrainerCallback):
@@ -87,10 +88,7 @@ def choose(held_out: Encoded, count: int) -> list[dict[str, Any]]:
         asked = messages[:first]
         places = sum(part["type"] == "image" for message in asked for part in parts(message))
         images = read_pictures(pictures, [number])[0] or pictures_in(messages)
-        images = [
-            {**image, "bytes": bytes(image["bytes"])} if isinstance(image, dict) and image["bytes"] else image
-            for image in images[:places]
-        ]
+        images = list(map(own_bytes, images[:places]))
         name = held_out.encoded[number]["id"]
         samples.append({"id": name, "asked": asked, "answer": text_of(messages[first]), "images": images})
     return samples
@@ -112,7 +110,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem; }
 article { display: flex; flex-wrap: wrap; gap: 1.25rem; border-top: 1px solid var(--line); padding: 1.25rem 0; }
-.pictures { flex: 0 0 auto; max-width: 100%; } .pictures img { max-width: 100%; display: block; margin-bottom: .5rem; }
+.pictures { flex: 0 0 auto; max-width: 100%; } .pictures img { min-width: 7rem; max-width: 100%; display: block;
+  margin-bottom: .5rem; }
 .words { flex: 1 1 20rem; } .words p { margin: 0 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .faint { color: var(--faint); } table { border-collapse: collapse; }
 td { vertical-align: top; padding: 0 .75rem .4rem 0; }
@@ -143,11 +142,12 @@ def page(samples: list[dict], evaluations: list[dict], learned: list[tuple[int, 
 def article(sample: dict, answers: list[tuple[int, str]]) -> str:
     pictures = "".join(f'<img src="{data_url(image)}" alt="">' for image in sample["images"])
     asked = "\n".join(f"{message['role']}: {text_of(message)}" for message in sample["asked"])
-    rows = "".join(f"<tr><td>{step}</td><td>{html.escape(answer)}</td></tr>" for step, answer in answers)
+    rows = [f"<tr><td>{step}</td><td>{html.escape(answer)}</td></tr>" for step, answer in answers]
+    older = f"<details><summary>older</summary><table>{''.join(rows[NEWEST:])}</table></details>"
     return f"""<article><div class="pictures">{pictures}</div><div class="words">
 <p><b>{html.escape(asked)}</b></p>
 <p class="faint">{html.escape(sample["id"])}, in the data: {html.escape(sample["answer"])}</p>
-<table>{rows}</table></div></article>"""
+<table>{"".join(rows[:NEWEST])}</table>{older if rows[NEWEST:] else ""}</div></article>"""
 
 
 def data_url(image: Any) -> str:

@@ -36,7 +36,8 @@ class TrainConfig(SFTConfig):
     sample_answers: int = field(default=8, metadata={"help": "Held-out conversations that samples.html shows."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths in the data start from."})
     skip_invalid: bool = field(
-        default=False, metadata={"help": "Go on without rows that cannot be used; they are counted by reason."}
+        default=False,
+        metadata={"help": "Go on without rows that cannot be used; they are counted. Opens every picture first."},
     )
     projector: str | None = field(
         default=None, metadata={"help": "Checkpoint or mm_projector.bin whose projector replaces the model's."}

@@ -24,8 +24,9 @@ COLUMNS = ("id", "image_id", "messages", "images")
 STREAM_SHARDS = 64  # of a saved data set that is read as a stream: what processes and workers are dealt
 
 
-def load_rows(data: str, image_root: str | None = None) -> Dataset:
-    """Rows with `messages`, `images` and `id`, pictures unopened."""
+def load_rows(data: str, image_root: str | None = None, skip_missing: bool = False) -> Dataset:
+    """Rows with `messages`, `images` and `id`, pictures unopened; missing ones are an error unless they are skipped
+    later, when conversations are encoded."""
     rows = _load(data, streaming=False)
     if not len(rows):
         raise ValueError(f"`{data}` has no rows. Check how it was written.")
@@ -35,7 +36,8 @@ def load_rows(data: str, image_root: str | None = None) -> Dataset:
     if has_paths(rows.features):
         root = image_root or ""
         rows = rows.map(lambda row: {"images": [str(Path(root, image)) for image in row["images"] or []]})
-        check_files(rows, data, image_root)
+        if not skip_missing:
+            check_files(rows, data, image_root)
         rows = rows.cast_column("images", UNOPENED)
     elif "images" in rows.column_names:
         if rows.features["images"] not in (List(Image()), UNOPENED):
@@ -120,10 +122,10 @@ def check_files(rows: Dataset, data: str, image_root: str | None) -> None:
 
 
 def load_mixture(
-    data: list[str], weights: list[float] | None, image_root: str | None, seed: int
+    data: list[str], weights: list[float] | None, image_root: str | None, seed: int, skip_missing: bool
 ) -> tuple[Dataset, list[dict]]:
     """All data sets as one, and what each is: its rows and fingerprint."""
-    loaded = [load_rows(name, image_root) for name in data]
+    loaded = [load_rows(name, image_root, skip_missing) for name in data]
     facts = [
         {"data": name, "rows": len(rows), "fingerprint": rows._fingerprint, "weight": weight}
         for name, rows, weight in zip(data, loaded, weights or [1.0] * len(data), strict=True)

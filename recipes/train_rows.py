@@ -68,7 +68,7 @@ def encode_data(
 ) -> Encoded:
     """Encodes everything before the first step; the first process of a machine does it, the others read its result."""
     with config.main_process_first(desc="encoding conversations"):
-        rows, sources = load_mixture(data, weights, config.image_root, config.seed)
+        rows, sources = load_mixture(data, weights, config.image_root, config.seed, config.skip_invalid)
         processes = config.dataset_num_proc or min(len(rows) // ROWS_PER_PROCESS, torch.get_num_threads())
         encoded, report = encode_rows(
             rows,

@@ -199,6 +199,9 @@ def test_a_parser_of_dataclasses_is_asked_for_its_flags_only(command):
     assert len(page_problems(block("bash", "llava fake --fats"))) == 1
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_true(name):
     assert page_problems((ROOT / name).read_text(encoding="utf-8")) == []

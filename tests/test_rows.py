@@ -272,3 +272,17 @@ def test_embedded_images_are_not_copied(tmp_path):
     assert len(written) == 1
     assert png()["bytes"] not in written[0].read_bytes()
     assert "images" not in encoded.column_names
+
+
+def test_pictures_are_opened_where_conversations_may_be_left_out(tmp_path):
+    """A training without them must not stop at one hours later."""
+    rows = [sample(str(i), "Q?", "A", "red") for i in range(4)]
+    rows[1]["images"] = [{"bytes": rows[1]["images"][0]["bytes"][:60], "path": None}]
+    rows[2]["images"] = [{"bytes": None, "path": str(tmp_path / "none.png")}]
+    data = Dataset.from_list(rows).cast_column("images", List(Image(decode=False)))
+    encoded, report = encode_rows(data, tiny_text.processor(), 300, skip_invalid=True)
+    assert [bool(reason) for reason in encoded["rejected"]] == [False, True, True, False]
+    assert "broken or cut short" in encoded[1]["rejected"] and "does not exist" in encoded[2]["rejected"]
+    assert report.counts.total() == 2 and "sample `1`" in encoded[1]["rejected"]
+    text_alone, _ = encode_rows(data, tiny_text.processor(), 300)
+    assert not any(text_alone["rejected"])
