@@ -9,8 +9,10 @@ WIDTH, ROW, MARGIN, LABELS = 1200, 34, 24, 470
 OURS, PAPER, INK, FAINT, GOAL = "#3b6ea8", "#ffffff", "#222222", "#888888", "#c0392b"
 
 
-def draw_bars(charts: list[tuple[str, list[tuple[str, float, float | None]]]], foot: str, path: Path) -> None:
-    """Charts under each other, each a title and its bars: label, value, goal. The thin grey line is at 1."""
+def draw_bars(
+    charts: list[tuple[str, list[tuple[str, float, float | None]]]], foot: str, path: Path, one: str = "as TRL"
+) -> None:
+    """Charts under each other, each a title and its bars: label, value, goal. The thin grey line is at 1, `one`."""
     rows = sum(len(bars) + 2 for _, bars in charts) + 1
     picture = Image.new("RGB", (WIDTH, rows * ROW + 2 * MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -33,5 +35,5 @@ def draw_bars(charts: list[tuple[str, list[tuple[str, float, float | None]]]], f
         draw.line((one, top - len(bars) * ROW, one, top), FAINT, 1)
         top += ROW
     has_goal = any(goal is not None for _, bars in charts for _, _, goal in bars)
-    draw.text((MARGIN, top), foot + ("; red: goal; grey: 1, as TRL" if has_goal else "; grey: 1, as TRL"), FAINT, font)
+    draw.text((MARGIN, top), foot + ("; red: goal" if has_goal else "") + f"; grey: 1, {one}", FAINT, font)
     picture.save(path)

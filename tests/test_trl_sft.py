@@ -1,4 +1,4 @@
-"""`trl sft` itself trains our checkpoints on our data sets: the stock model, TRL's collator, the answers' tokens alone."""
+"""`trl sft` itself trains our checkpoints on our data: the stock model, TRL's collator, the answers' tokens alone."""
 
 import json
 import os
