@@ -31,8 +31,8 @@ def draw_bars(
                 x = LABELS + goal * scale
                 draw.line((x, top + 1, x, top + ROW - 1), GOAL, 3)
             top += ROW
-        one = LABELS + scale
-        draw.line((one, top - len(bars) * ROW, one, top), FAINT, 1)
+        unit = LABELS + scale
+        draw.line((unit, top - len(bars) * ROW, unit, top), FAINT, 1)
         top += ROW
     has_goal = any(goal is not None for _, bars in charts for _, _, goal in bars)
     draw.text((MARGIN, top), foot + ("; red: goal" if has_goal else "") + f"; grey: 1, {one}", FAINT, font)

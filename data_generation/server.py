@@ -1,0 +1,41 @@
+"""The connection to a server that speaks the OpenAI API."""
+
+import os
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+
+def open_client(
+    base_url: str | None, api_key: str | None, concurrency: int = 8, deadline: float = 300.0
+) -> openai.AsyncOpenAI:
+    """A client that leaves retries to us and has a connection for every request in flight.
+
+    Without `api_key` the key is OPENAI_API_KEY; a server of one's own needs none.
+    """
+    limits = httpx2.Limits(max_connections=concurrency + 8, max_keepalive_connections=concurrency + 8)
+    timeout = openai.Timeout(deadline, connect=min(30.0, deadline))
+    try:
+        http_client = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+    except RuntimeError:  # aiohttp is not installed: httpx2 does the same with more work for each request
+        http_client = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)
+    if api_key is None and not os.environ.get("OPENAI_API_KEY"):
+        if base_url is None and not os.environ.get("OPENAI_BASE_URL"):
+            raise ValueError("no key: put it in OPENAI_API_KEY, or name a server of your own with --base-url")
+        api_key = "EMPTY"
+    return openai.AsyncOpenAI(
+        api_key=api_key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http_client
+    )
+
+
+def host_of(base_url: str) -> str:
+    """The address without scheme and password: what a request's key calls the host."""
+    parts = urlsplit(base_url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname}{port}{parts.path}".rstrip("/")
+
+
+def secrets_of(client: openai.AsyncOpenAI) -> tuple[str, ...]:
+    """What must never be written down. Shorter ones, as EMPTY, are no secret and could be words of an answer."""
+    return tuple(value for value in (client.api_key,) if len(value) >= 8)
