@@ -203,6 +203,11 @@ def make_trainer(
     )
     freeze_identity(trainer.model)
     if trainer.is_fsdp_enabled:
+        if model_config.use_peft and any(p.requires_grad for p in model.lm_head.parameters()):
+            raise ValueError(
+                "`lora_modules_to_save` has `lm_head`, whose gradient FSDP2 would not add up over processes: it does "
+                "not find the final norm within PEFT. Leave it out, or launch with recipes/accelerate/ddp.yaml."
+            )
         expose_final_norm(model.model)
     elif not trainer.is_deepspeed_enabled:
         keep_trained_weights_in_float32(trainer.model)

@@ -100,6 +100,13 @@ class LlavaTrainer(SFTTrainer):
             )
         return loss
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            # The projector learns alone, and no picture went through it: gradients are zero, as among processes.
+            loss = loss + sum(p.sum() * 0 for p in self.model.parameters() if p.requires_grad)
+        return loss
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> tuple:
         supervised = inputs["counts"].supervised
         loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
@@ -149,6 +156,9 @@ class LlavaTrainer(SFTTrainer):
         return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict and isinstance(self.model, PreTrainedModel):
+            # FSDP2 gathers tied weights one by one: equal, but not the same, so that they would be saved twice.
+            state_dict = {name: t for name, t in state_dict.items() if name not in self.model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         # A pickle of the configuration, which `training.json` has as text.
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)

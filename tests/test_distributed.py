@@ -1,19 +1,15 @@
 """Two processes train as one does: the same losses and weights, with text alone on one of them, and after a stop."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from recipes import checkpoints
-from tests import training
+from tests import launching, training
 
 
 pytestmark = pytest.mark.slow
@@ -21,8 +17,24 @@ MODES = {
     "finetune": {},
     "pretrain": {"stage": "pretrain"},
     "lora": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0},
+    "lora, linear projector": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "model_name_or_path": "linear"},
     "vision": {"tune_vision_tower": True},
 }
+STREAM = {"streaming": True, "stream_buffer": 2, "max_steps": 8, "dataloader_num_workers": 1}
+# Writes down which conversations each process trains on; at leisure, so that a kill meets a step.
+WATCHED = """
+import os, signal, sys, time
+from recipes import train, trainer
+step = trainer.LlavaTrainer.training_step
+def watched(self, model, inputs, *args, **kwargs):
+    with open(f"{self.args.output_dir}-{self.args.process_index}.txt", "a") as file:
+        print(self.state.global_step, *inputs["ids"], file=file)
+    EXTRA
+    return step(self, model, inputs, *args, **kwargs)
+trainer.LlavaTrainer.training_step = watched
+train.main()
+"""
+SIGNAL = "self.state.global_step == 1 and self.args.process_index == 1 and os.kill(os.getpid(), signal.SIGTERM)"
 
 
 @pytest.fixture
@@ -39,97 +51,86 @@ def config(workplace: Path, out: str, **changes) -> Path:
     return training.write_yaml(workplace / f"{out}.yaml", output_dir=out, **changes)
 
 
-def start(path: Path, processes: int) -> subprocess.Popen:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-m", "recipes.train", "--config", str(path)]
-    if processes > 1:  # `accelerate launch --cpu` starts one process, whatever it is told
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
-        command = [sys.executable, *launch, "-m", "recipes.train", "--config", str(path)]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def watched(workplace: Path, extra: str) -> Path:
+    path = workplace / "watched.py"
+    path.write_text(WATCHED.replace("EXTRA", extra))
+    return path
 
 
-def finish(process: subprocess.Popen) -> str:
-    try:
-        out, _ = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, out[-4000:]
-    return out
-
-
-def check_same(one: str, other: str, atol: float) -> None:
-    logs = [training.steps_of(json.loads(Path(f, "training.json").read_text())["log"]) for f in (one, other)]
-    assert len(logs[0]) == len(logs[1]) == 4
-    for a, b in zip(*logs, strict=True):
-        for name in ("loss", "grad_norm", "epoch"):
-            assert a[name] == (b[name] if atol == 0 else pytest.approx(b[name], rel=2e-6)), (name, a["step"])
-    first, second = (load_file(next(Path(f).glob("*model.safetensors"))) for f in (one, other))
-    assert first.keys() == second.keys()
-    for name in first:
-        assert (first[name] - second[name]).abs().max() <= atol, name
+def run_one(workplace: Path, **changes) -> None:
+    training.run(workplace, output_dir="one", **{"max_length": 130, "gradient_accumulation_steps": 2} | changes)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_equal_one_that_accumulates(workplace, mode):
-    finish(start(config(workplace, "one", gradient_accumulation_steps=2, **MODES[mode]), 1))
-    out = finish(start(config(workplace, "two", **MODES[mode]), 2))
+    if mode == "lora, linear projector":
+        training.write_start(workplace / "linear", projector="linear")
+    run_one(workplace, **MODES[mode])
+    out = launching.finish(launching.start(config(workplace, "two", **MODES[mode])))
     assert "8 conversations in 8 trees" in out and "in 8 rows" in out
-    check_same("one", "two", 1e-6)
+    assert json.loads(Path("two/training.json").read_text())["processes"] == 2
+    launching.check_same("one", "two")
 
 
-def test_two_processes_killed_and_started_again(workplace):
-    choices = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
-    whole = config(workplace, "whole", **choices)
-    finish(start(whole, 2))
-    killed = start(config(workplace, "killed", **choices), 2)
-    for _ in range(2000):
-        if checkpoints.last_complete_checkpoint("killed") or killed.poll() is not None:
-            break
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+@pytest.mark.parametrize("changes", [{}, STREAM], ids=["planned", "streaming"])
+def test_two_processes_killed_and_started_again(workplace, changes):
+    choices = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"} | changes
+    script = watched(workplace, "time.sleep(0.3)")
+    launching.finish(launching.start(config(workplace, "whole", **choices), script))
+    killed = launching.start(config(workplace, "killed", **choices), script)
+    launching.wait_for(lambda: checkpoints.last_complete_checkpoint("killed"), killed)
+    time.sleep(delay := random.random())
+    launching.kill(killed)
+    assert not Path("killed/training.json").exists(), f"{delay} s were too long"
+
     last = checkpoints.last_complete_checkpoint("killed")
     assert {f.name for f in last.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    Path("killed/training.json").unlink(missing_ok=True)
-    assert "going on from killed/checkpoint-" in finish(start(workplace / "killed.yaml", 2))
-    check_same("whole", "killed", 0)
+    again = launching.finish(launching.start(workplace / "killed.yaml", script))
+    assert f"going on from {last}" in again, delay
+    launching.check_same("whole", "killed", choices.get("max_steps", 4), atol=0)
 
 
-def test_one_of_two_processes_gets_a_signal(workplace, tmp_path):
+def test_a_stream_is_dealt_out_among_processes(workplace):
+    """Each conversation comes once an epoch, to one of them."""
+    launching.finish(launching.start(config(workplace, "out", **STREAM), watched(workplace, "pass")))
+    names = {json.loads(line)["id"] for line in Path("data.jsonl").read_text().splitlines()}
+    seen = [[line.split() for line in Path(f"out-{rank}.txt").read_text().splitlines()] for rank in (0, 1)]
+    for epoch in (range(4), range(4, 8)):
+        counts = Counter(name for lines in seen for step, *ids in lines if int(step) in epoch for name in ids)
+        assert counts == dict.fromkeys(names, 1)
+    own = [{name for _, *ids in lines for name in ids} for lines in seen]
+    assert not own[0] & own[1]
+
+
+def test_held_out_loss_with_a_process_that_sees_no_picture(workplace):
+    """Of five conversations one has a picture, so that a process has none of it; and one row is empty."""
+    training.write_data(workplace / "held-out.jsonl", trees=1, per_tree=1, text_only=4, seed=1)
+    choices = {"eval_data": ["held-out.jsonl"], "eval_steps": 2, "sample_answers": 2}
+    run_one(workplace, **choices)
+    launching.finish(launching.start(config(workplace, "two", **choices)))
+    launching.check_same("one", "two")
+    losses = [[e["eval_loss"] for e in launching.log_and_weights(f)[0] if "eval_loss" in e] for f in ("one", "two")]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][1]
+    assert Path("two/samples.html").read_text().count("<img") == Path("one/samples.html").read_text().count("<img")
+
+
+@pytest.mark.parametrize("mode", ["finetune", "pretrain"])
+def test_cached_features(workplace, mode):
+    run_one(workplace, **MODES[mode])
+    launching.finish(launching.start(config(workplace, "two", cache_image_features="cache", **MODES[mode])))
+    launching.check_same("one", "two")
+    facts = json.loads(Path("two/training.json").read_text())["image_features"]
+    assert facts["pictures"] == 3 > facts["computed_by_this_process"]
+
+
+def test_one_of_two_processes_gets_a_signal(workplace):
     """Both stop at the same step."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os, signal, sys, torch\n"
-        "from recipes import train, trainer\n"
-        "step = trainer.LlavaTrainer.training_step\n"
-        "def signalled(self, *args, **kwargs):\n"
-        "    if self.state.global_step == 1 and os.environ['RANK'] == '1' and sys.argv[2:]:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return step(self, *args, **kwargs)\n"
-        "trainer.LlavaTrainer.training_step = signalled\n"
-        "train.main(['--config', sys.argv[1]])\n"
-    )
     path = config(workplace, "out")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    for last in (["signal"], []):
-        done = subprocess.run(
-            [*launch, str(path), *last], env=environment, capture_output=True, text=True, timeout=200
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        if last:
-            assert "signal to another process: saving step 2 of 4 and stopping" in done.stdout
-    assert "going on from out/checkpoint-2" in done.stdout
-    finish(start(config(workplace, "whole"), 2))
-    check_same("whole", "out", 0)
+    out = launching.finish(launching.start(path, watched(workplace, SIGNAL)))
+    assert "signal to another process: saving step 2 of 4 and stopping" in out
+    assert not Path("out/training.json").exists()
+    assert [len(Path(f"out-{rank}.txt").read_text().splitlines()) for rank in (0, 1)] == [2, 2]
+    assert "going on from out/checkpoint-2" in launching.finish(launching.start(path))
+    launching.finish(launching.start(config(workplace, "whole")))
+    launching.check_same("whole", "out", atol=0)
