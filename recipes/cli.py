@@ -17,7 +17,10 @@ from importlib.metadata import version
 COMMANDS = {
     "build": ("recipes.build", "Join a vision tower and a language model into one checkpoint"),
     "convert": ("recipes.convert", "Turn original-LLaVA checkpoints into this format, and back"),
-    "data": ("recipes.data", "Check training data: conversations, pictures, lengths"),
+    "generate": ("recipes.generate", "Have a language model write instruction data from captions and boxes"),
+    "data": ("recipes.data", "Check training data; convert the original's JSON to rows and back"),
+    "captions": ("recipes.captions", "Make stage-1 data of captions, balanced over what they speak of"),
+    "scienceqa": ("recipes.scienceqa", "Make training data of ScienceQA"),
     "train": ("recipes.train", "Train the projector (stage 1), or projector and language model (stage 2)"),
     "merge": ("recipes.merge", "Fold a LoRA adapter into a full checkpoint"),
 }

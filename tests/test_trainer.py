@@ -63,7 +63,9 @@ def test_the_log_counts_epochs_of_the_data(workplace):
     assert torch.cuda.is_available() or not any("mfu" in entry for entry in entries)
 
 
-@pytest.mark.parametrize("attention, stage", [("segments", "finetune"), ("mask", "finetune"), ("segments", "pretrain")])
+@pytest.mark.parametrize(
+    "attention, stage", [("segments", "finetune"), ("mask", "finetune"), ("segments", "pretrain")]
+)
 def test_rows_of_text_alone_and_rows_of_nothing(workplace, attention, stage):
     """Two trees in a step of three rows leave one row empty; in stage 1 nothing that learns took part."""
     training.write_data(workplace / "text.jsonl", trees=0, text_only=3)
