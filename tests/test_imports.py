@@ -19,6 +19,7 @@ ALLOWED = {
 ALLOWED["recipes"] = set.union(*ALLOWED.values()) | set(ALLOWED)
 ALLOWED["recipes"] |= {"trl", "peft", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "yaml", "tqdm"}
 ALLOWED["recipes"] |= {"deepspeed"}  # in one place, where it is in use already
+ALLOWED["recipes"] |= {"datatrove"}  # of the extra `scale`
 
 
 def imported_modules(source: str) -> list[tuple[int, str]]:

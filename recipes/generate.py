@@ -1,0 +1,126 @@
+"""Has a language model write instruction data from the captions and boxes of pictures.
+
+    llava generate --source coco --captions captions_train2017.json --instances instances_train2017.json \
+        --image-root train2017 --model gpt-4o-mini --out data/instruct --dry-run
+    llava generate --source jsonl --data scenes.jsonl --model m --base-url http://localhost:8000/v1 --out data/scenes
+
+Every answer is stored before anything is done with it: the same command again asks for what is missing only, and
+`--reparse` makes the data set again without asking. The key is OPENAI_API_KEY. See docs/generate.md.
+"""
+
+import argparse
+import logging
+from contextlib import ExitStack
+
+from data_generation.estimate import estimate
+from data_generation.failures import RunStopped
+from data_generation.ledger import Ledger
+from data_generation.pipeline import Failures, outcomes
+from data_generation.summary import Summary
+from recipes.generate_flags import add_flags, check_flags, prices_of
+from recipes.generate_run import Run, ask_all, bring_in, check_ledgers, export, ledger_path, prepare
+from recipes.generate_sources import add_source_flags
+from recipes.generate_write import describe, write
+
+
+def parser() -> argparse.ArgumentParser:
+    description = "Have a model write instruction data from captions and boxes. See docs/generate.md."
+    parser = argparse.ArgumentParser(prog="llava generate", description=description, allow_abbrev=False)
+    add_source_flags(parser)
+    add_flags(parser)
+    return parser
+
+
+def show_prompt(run: Run) -> None:
+    """What would be sent for the first image, kind by kind."""
+    shown = set()
+    for task in run.tasks():
+        if task.kind in shown:
+            continue
+        shown.add(task.kind)
+        request = run.plan.request(task)
+        fields = {name: value for name, value in request.body.items() if name != "messages"}
+        print(f"===== {task.id}, prompt {run.plan.prompts[task.kind].version}, {fields}\n")
+        for message in request.body["messages"]:
+            print(f"--- {message['role']}\n{message['content']}\n")
+        if len(shown) == len(run.plan.prompts):
+            return
+    if not shown:
+        raise ValueError("No image of the source can be asked about.")
+
+
+def dry_run(run: Run) -> None:
+    args, summary = run.args, Summary()
+    found = estimate(run.plan, run.tasks(summary), run.find, run.host)
+    print(describe(summary))
+    print("\n".join(found.lines(prices_of(args), args.rpm, args.tpm)))
+
+
+def open_ledgers(run: Run, stack: ExitStack) -> None:
+    """One for a run that asks; all of them where the data set is made from several shards."""
+    args = run.args
+    check_ledgers(args)
+    numbers = range(args.num_shards) if args.shard is None else [args.shard]
+    paths = {number: ledger_path(args, number) for number in numbers}
+    if args.merge or args.reparse or args.dry_run:
+        missing = [number for number, path in paths.items() if not path.is_file()]
+        if missing and not args.dry_run:
+            raise ValueError(
+                f"`{args.out / 'ledger'}` has no ledger of shard {', '.join(map(str, missing))} of {args.num_shards}. "
+                "Run those first."
+            )
+        paths = {number: path for number, path in paths.items() if number not in missing}
+    for number, path in paths.items():
+        run.ledgers[number] = stack.enter_context(Ledger(path))
+
+
+def generate(args: argparse.Namespace) -> None:
+    check_flags(args)
+    if args.launcher and not (args.show_prompt or args.dry_run):
+        from recipes.scale import launch
+
+        return launch(args)
+    run = prepare(args)
+    if args.show_prompt:
+        return show_prompt(run)
+    with ExitStack() as stack:
+        open_ledgers(run, stack)
+        if args.dry_run:
+            return dry_run(run)
+        if args.transport == "export":
+            return export(run)
+        failures: Failures = {}
+        stopped = None
+        if args.transport == "import":
+            bring_in(run)
+        elif not args.reparse and not args.merge:
+            try:
+                if ask_all(run, failures):
+                    print("Nothing that was answered is lost: the same command goes on from here.")
+                    raise KeyboardInterrupt
+            except RunStopped as error:
+                if error.reason != "budget":
+                    raise
+                stopped = error  # what the money was enough for is a data set
+        if args.shard is None:
+            summary = write(run, failures)
+            print(f"{args.out}: {describe(summary)}\nLook at {args.out / 'report.html'}.")
+        else:
+            summary = Summary()
+            found = outcomes(run.plan, run.tasks(summary), run.find, run.host, failures)
+            for _ in summary.rows_of(found, run.plan, None, run.source.name, lambda image: None):
+                pass
+            print(f"shard {args.shard} of {args.num_shards}: {describe(summary)}")
+        if stopped is not None:
+            raise stopped
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("data_generation").setLevel(logging.INFO)
+    generate(args)
+
+
+if __name__ == "__main__":
+    main()
