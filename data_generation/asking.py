@@ -19,6 +19,7 @@ from data_generation.server import secrets_of
 from data_generation.sizes import Sizes, most_output
 
 
+FIRST_WAIT = 5.0  # seconds that nobody need be at the address before the first answer; then the run ends
 HOPELESS = 16  # requests given up in a row, beside twice those in flight: then the run ends
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Asker:
 
     async def answer(self, job: Job) -> Reply | None:
         """None if the run ends before there is an answer."""
-        tries = 0
+        tries, began = 0, time.monotonic()
         while not self.is_stopping:
             outcome = await self._attempt(job)
             if isinstance(outcome, Reply):
@@ -72,8 +73,12 @@ class Asker:
                 return outcome
             detail = scrub(outcome.detail, self._secrets)
             if outcome.action == "stop":
-                self._end(outcome.reason, f"{detail}. {ADVICE.get(outcome.reason, '')}".strip())
-            elif outcome.action == "reject" or (outcome.action == "retry" and tries + 1 >= self._pace.attempts):
+                self._end(outcome.reason, f"{detail.rstrip('.')}. {ADVICE.get(outcome.reason, '')}".strip())
+            elif (
+                outcome.action == "reject"
+                or (outcome.action == "retry" and tries + 1 >= self._pace.attempts)
+                or (self._slots.is_probing and outcome.reason == "unreachable" and _is_over(began))
+            ):
                 self._give_up(outcome.reason, detail)
                 return Reply(job.key, error=outcome.reason, detail=detail)
             elif outcome.action == "retry" and not self.is_stopping:
@@ -86,7 +91,7 @@ class Asker:
     def _give_up(self, reason: str, detail: str) -> None:
         self._given_up += 1
         if self._slots.is_probing:
-            self._end("unreachable", f"no answer to the first request: {detail}")
+            self._end("unreachable", f"no answer to the first request: {detail}. {ADVICE['unreachable']}")
         elif self._given_up >= HOPELESS + 2 * self._pace.concurrency:
             self._end(
                 "hopeless", f"{self._given_up} requests in a row without one answer, the last: {reason}, {detail}"
@@ -115,6 +120,9 @@ class Asker:
                     await self._pause.over()
                     self.idle.discard(task)
                     return await self._send(job, worst, estimate)
+                except OSError:  # the ledger's: what was answered may be paid for, and could not be written down
+                    self.budget.lose(reservation)
+                    raise
                 finally:
                     self.budget.release(reservation)
         except BudgetReached as error:
@@ -174,6 +182,10 @@ class Asker:
         if waits > self._pace.patience:
             detail = scrub(failure.detail, self._secrets)
             self._end("throttled", f"{detail}. It lets us wait {waits:,.0f} s. Start again later; nothing is lost.")
+
+
+def _is_over(began: float) -> bool:
+    return time.monotonic() - began > FIRST_WAIT
 
 
 def this_task() -> asyncio.Task:

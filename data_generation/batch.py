@@ -75,6 +75,7 @@ class BatchTeacher:
         self._secrets = secrets_of(self.client)
         self._sizes = Sizes()
         self._not_before: dict[str, float] = {}  # shards that the server had no room for
+        self._tally = Tally()
         self._unseen: dict[str, int] = {}  # how often a shard's file was not found
 
     async def __aenter__(self) -> "BatchTeacher":
@@ -92,7 +93,7 @@ class BatchTeacher:
     async def fill(self, requests: Iterable[Request]) -> Tally:
         """Brings the answers to all requests into the ledger, as far as the server gives any."""
         self._stopping.clear()
-        summary = Tally()
+        self._tally = summary = Tally()
         before = {shard.name for shard in shards.load(self.ledger) if shard.state == "deleted"}
         await self._build(requests, summary)
         while live := [shard for shard in shards.load(self.ledger) if shard.state != "deleted"]:
@@ -260,7 +261,8 @@ class BatchTeacher:
             undone = {line.key for path in paths for line in read_answers(path) if line.error in UNDONE}
             for reason in UNDONE:
                 tally.failed.pop(reason, None)
-        shard.state, shard.answered, shard.failed = "imported", tally.answered, tally.failed
+        self._tally.reasons |= {key: reason for key, reason in tally.reasons.items() if key not in undone}
+        shard.state, shard.answered, shard.failed = "imported", tally.answered + tally.cached, tally.failed
         if undone:
             requests = {key: request for key, request in read_requests(self._path(shard)) if key in undone}
             tags = await shards.waiting(self.ledger, list(requests))

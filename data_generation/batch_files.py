@@ -70,8 +70,9 @@ def _read(text: bytes, place: str) -> Line:
     response, problem = found.get("response"), found.get("error")
     if isinstance(problem, dict) and problem:
         return Line(key, error=str(problem.get("code") or "error"), detail=str(problem.get("message", ""))[:300])
-    body = response.get("body") if isinstance(response, dict) else None
-    status = response.get("status_code", 200) if isinstance(response, dict) else None
+    if not isinstance(response, dict):
+        return Line(key, error="no_response", detail=f"{place}: no `response`. Is this the file of the requests?")
+    body, status = response.get("body"), response.get("status_code", 200)
     if status != 200 or not isinstance(body, dict):
         detail = body.get("error") if isinstance(body, dict) else body
         return Line(key, error=f"http_{status}", detail=str(detail)[:300])

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_generation.batch_files import Line, read_answers, request_line, write_lines
 from data_generation.budget import Caps
 from data_generation.exchange import Request, Usage, read_reply
-from data_generation.failures import scrub_bytes
+from data_generation.failures import scrub, scrub_bytes
 from data_generation.ledger import Attempt, Ledger
 from data_generation.shards import Tally, waiting
 
@@ -48,10 +48,7 @@ async def import_answers(
     for path in paths:
         lines: list[Line] = []
         for line in read_answers(path):
-            if line.error:
-                tally.fail(line.error, line.key or line.detail)
-            else:
-                lines.append(line)
+            lines.append(line)
             if len(lines) == GROUP:
                 await _store(ledger, lines, caps or Caps(), secrets, tally)
                 lines = []
@@ -63,14 +60,18 @@ async def _store(ledger: Ledger, lines: list[Line], caps: Caps, secrets: tuple[s
     tags = await waiting(ledger, [line.key for line in lines])
     stored = []
     for line, tag in zip(lines, tags, strict=True):
+        if line.error:
+            tally.fail(line.error, line.key, scrub(line.detail, secrets), tag)
+            continue
         raw = scrub_bytes(line.body, secrets)
         reply = read_reply(line.key, raw)
         usage = reply.usage or Usage()
         cost = caps.prices and caps.prices.cost(usage)
         if reply.error:
-            tally.fail(reply.error, line.key)
+            tally.fail(reply.error, line.key, reply.detail, tag)
         else:
             tally.answered += 1
         outcome = "unusable" if reply.error else "answer"
         stored.append(ledger.put(Attempt(line.key, outcome, usage, raw, tag or "", cost)))  # type: ignore[arg-type]
-    await asyncio.gather(*stored)
+    known = (await asyncio.gather(*stored)).count(False)
+    tally.answered, tally.cached = tally.answered - known, tally.cached + known

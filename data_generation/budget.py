@@ -96,6 +96,7 @@ class Budget:
         self.caps = caps
         self._ledger = ledger
         self.reserved = Spent()
+        self._lost = Spent()
         self._held = Spent()  # what the ledger knows to be in flight at most
         self._line = asyncio.Lock()
         self._given_back = asyncio.Event()
@@ -138,10 +139,14 @@ class Budget:
         self.reserved += _negative(reservation)
         self._given_back.set()
 
+    def lose(self, reservation: Spent) -> None:
+        """Its end could not be stored: the next run on the ledger counts it as maybe billed."""
+        self._lost += reservation
+
     async def close(self) -> None:
         """Nothing is in flight any more."""
-        if self._held != Spent():
-            await self._hold(Spent())
+        if self._held != self._lost:
+            await self._hold(self._lost)
 
     async def _hold(self, amount: Spent) -> None:
         await self._ledger.hold(amount)

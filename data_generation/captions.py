@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from .prompting import choose
 from .rejections import Counts, Rejected
 from .rows import Row, messages_of
-from .sources import check_caption, shown
+from .sources import check_caption, check_unicode, shown
 from .tables import dig, json_row
 
 
@@ -41,7 +41,7 @@ class Pairs:
     image_root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.pattern is not None and self.pattern.format(1) == self.pattern.format(2):
+        if self.pattern is not None and not _has_place(self.pattern):
             raise ValueError(f"`{self.pattern}` has no place for a number. Write it like `GCC_train_{{:09d}}.jpg`.")
 
     def files(self) -> list[Path]:
@@ -109,17 +109,20 @@ class Pairs:
         value = dig(row, self.id)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
             raise Rejected("no-id", f"row {number} has the id {shown(value)}, wanted a string or a whole number.")
+        check_unicode(str(value))
         return str(value)
 
     def _picture(self, number: int, row: Row) -> Any:
         """A path, or a struct with bytes."""
         picture = self.pattern.format(number) if self.pattern else dig(row, self.image)
-        if isinstance(picture, dict) and not picture.get("bytes"):
+        if isinstance(picture, dict) and not (isinstance(picture.get("bytes"), bytes) and picture["bytes"]):
             picture = picture.get("path")
         if isinstance(picture, bytes):
             picture = {"bytes": picture, "path": None}
         if not picture or not isinstance(picture, (str, dict)):
             raise Rejected("no-picture", f"the picture is {shown(picture)}, wanted a path or bytes.")
+        if isinstance(picture, str):
+            check_unicode(picture)
         return picture
 
     def _check_picture(self, picture: Any) -> None:
@@ -159,6 +162,13 @@ class Pairs:
                 f"`{file}` has no column {', '.join(f'`{name}`' for name in missing)}, but {', '.join(found)}. Name "
                 "its columns, or give a pattern for the pictures."
             )
+
+
+def _has_place(pattern: str) -> bool:
+    try:
+        return pattern.format(1) != pattern.format(2)
+    except (LookupError, ValueError, AttributeError):  # more than one place, a name, an odd format
+        return False
 
 
 def tsv_row(line: bytes, names: list[str]) -> Row:

@@ -91,7 +91,9 @@ def named_box(labels: dict[Any, str], category: Any, numbers: Any) -> RawBox:
 
 
 def coco_id(image_id: Any) -> str:
-    return f"{image_id:012d}" if isinstance(image_id, int) else str(image_id)
+    if isinstance(image_id, int):
+        return f"{image_id:012d}"
+    return str(image_id).encode(errors="backslashreplace").decode()
 
 
 def find_coco_picture(root: Path, file_name: str, name: str) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+import httpx2
 import openai
 
 
@@ -18,6 +19,7 @@ MAYBE_BILLED = {408, 502, 504}  # a proxy gave up, the model behind it perhaps n
 OUT_OF_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 
 ADVICE = {
+    "unreachable": "Is its address right, and does it run?",
     "unauthorized": "The server does not accept the key. Is it in OPENAI_API_KEY, and is it for this server?",
     "payment": "The account cannot pay.",
     "forbidden": "The key may not do this.",
@@ -51,6 +53,10 @@ def classify(error: Exception) -> Failure:
         return _by_status(error)
     if isinstance(error, TimeoutError | openai.APITimeoutError | openai.APIConnectionError):
         causes = list(_causes(error))
+        # With aiohttp, a server that hangs up is a ConnectTimeout too.
+        is_connecting = any(isinstance(cause, httpx2.ConnectTimeout) for cause in causes)
+        if is_connecting and any(isinstance(cause, TimeoutError) for cause in causes[2:]):
+            return Failure("retry", "unreachable", "no connection: nobody took it in time")
         if any(isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in causes):
             return Failure("retry", "unreachable", f"no connection: {_words(causes[-1])}")
         if isinstance(error, TimeoutError) or any("Timeout" in type(cause).__name__ for cause in causes[2:]):

@@ -161,9 +161,5 @@ class Pause:
 
     async def over(self) -> None:
         """Returns after the pause, not everybody in the same instant."""
-        was_paused = False
-        while (left := self.left()) > 0:
-            was_paused = True
-            await asyncio.sleep(left)
-        if was_paused:
-            await asyncio.sleep(random.uniform(0, 0.1))
+        while (left := self.left()) > 0:  # looked at again after the random part, in which another may have begun
+            await asyncio.sleep(left + random.uniform(0, 0.1))

@@ -181,14 +181,18 @@ def write_llava(
     with replacing(path) as file:
         file.write(b"[")
         for number, row in enumerate(rows):
-            name = str(row.get("id") if row.get("id") is not None else f"row {number}")
+            name = f"row {number}"
             try:
-                entry = _entry(name, row, images_out)
+                if not isinstance(row, Mapping):
+                    raise Rejected("odd-row", f"found {shown(row)}, wanted an object with `messages`.")
+                name = name if row.get("id") is None else str(row["id"])
+                entry = json.dumps(_entry(name, row, images_out), ensure_ascii=False)
+                check_unicode(entry)
             except Rejected as rejection:
                 counts.reject(name, rejection)
                 continue
             file.write(b",\n" if total else b"\n")
-            file.write(json.dumps(entry, ensure_ascii=False).encode())
+            file.write(entry.encode())
             counts.keep()
             total += 1
         file.write(b"\n]\n")
@@ -199,33 +203,43 @@ def write_llava(
 
 def _entry(name: str, row: Mapping[str, Any], images_out: Path | None) -> dict[str, Any]:
     turns, places = [], 0
-    for message in row.get("messages") or []:
+    found = row.get("messages") or []
+    if not isinstance(found, list) or not all(isinstance(message, Mapping) for message in found):
+        raise Rejected("odd-message", f"`messages` is {shown(found)}, wanted a list of objects.")
+    for message in found:
         role, content = message.get("role"), message.get("content")
         content = [text_part(content)] if isinstance(content, str) else content
         if role == "system":
             raise Rejected("system-message", "the original's format has no place for a system message.")
-        if role not in SPEAKERS:
+        if not isinstance(role, str) or role not in SPEAKERS:
             raise Rejected("odd-speaker", f"a message by {shown(role)}, wanted {', '.join(SPEAKERS)}.")
-        if not content or not all(part["type"] == "image" or isinstance(part.get("text"), str) for part in content):
+        if not isinstance(content, list) or not content or not all(map(_is_part, content)):
             raise Rejected("odd-message", f"a message of {shown(content)}, wanted texts and places of pictures.")
-        pieces = [PLACE if part["type"] == "image" else part["text"] for part in content]
-        if row.get("images") and any(part["type"] != "image" and PLACE in part["text"] for part in content):
+        pieces = [PLACE if part.get("type") == "image" else part["text"] for part in content]
+        if row.get("images") and any(part.get("type") != "image" and PLACE in part["text"] for part in content):
             raise Rejected("place-in-text", f"`{PLACE}` in a text would become a picture's place.")
-        places += sum(part["type"] == "image" for part in content)
+        places += sum(part.get("type") == "image" for part in content)
         turns.append({"from": SPEAKERS[role], "value": "\n".join(pieces)})
     if not turns:
         raise Rejected("no-turns", "the row has no `messages`.")
-    images = [_image_name(image, images_out) for image in row.get("images") or []]
+    found = row.get("images") or []
+    if not isinstance(found, list):
+        raise Rejected("odd-image", f"`images` is {shown(found)}, wanted a list.")
+    images = [_image_name(image, images_out) for image in found]
     if places != len(images):
         raise Rejected("odd-places", f"{len(images)} pictures and {places} places for them, wanted as many.")
     image = {"image": images[0] if len(images) == 1 else images} if images else {}
     return {"id": name, **image, "conversations": turns}
 
 
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and (part.get("type") == "image" or isinstance(part.get("text"), str))
+
+
 def _image_name(image: Any, images_out: Path | None) -> str:
     """The name of a picture in the file; one that is embedded is written out first."""
     data = image.get("bytes") if isinstance(image, Mapping) else None
-    if data is None:
+    if not isinstance(data, bytes):
         name = image.get("path") if isinstance(image, Mapping) else image
         if not isinstance(name, str) or not name:
             raise Rejected("no-picture", f"a picture is {shown(image)}, wanted a path or bytes.")

@@ -12,6 +12,7 @@ with every change of that.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from .exchange import Reply, Request, read_reply
@@ -24,7 +25,7 @@ from .sources import AnnotatedImage
 from .teacher import Teacher
 
 
-Failures = dict[str, Rejected]  # by row id
+Failures = dict[str, Rejected]  # by the request's key
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ class Plan:
 
     def tasks(self, images: Iterable[AnnotatedImage], counts: Counts) -> Iterator[Task]:
         """In the order of the images; what cannot be asked about is counted."""
-        for number, image in enumerate(images):
-            if number == self.selection.first:
-                return
+        for image in islice(images, self.selection.first):
             if not self.part.has(image.id):
                 continue
             found: list[Task] = []
@@ -106,7 +105,7 @@ async def ask(
     """
     async for request, reply in teacher.ask(map(plan.request, tasks), total):
         if reply.error:
-            failures[request.tag] = Rejected(f"failed-{reply.error.replace('_', '-')}", reply.detail)
+            failures[reply.key] = Rejected(f"failed-{reply.error.replace('_', '-')}", reply.detail)
             continue
         try:
             plan.judge(request.tag, reply)
@@ -157,7 +156,8 @@ def outcomes(
                 rejected.append((rejection, reply))
         else:
             missing = Rejected("no-answer", "the ledger has none. Run the same command again to ask for it.")
-            last = rejected[-1][0] if rejected else (failures or {}).get(task.id, missing)
+            failed = next((failures[key] for key in keys if failures and key in failures), missing)
+            last = rejected[-1][0] if rejected else failed
             yield Outcome(task, rejection=last, rejected=tuple(rejected))
 
 

@@ -40,6 +40,11 @@ class Progress:
             self._bar.set_postfix_str(self.line(cost), refresh=False)
         self._bar.update()
 
+    def add(self) -> None:
+        """One more is asked for than was known."""
+        if self._bar.total is not None:
+            self._bar.total += 1
+
     def line(self, cost: float | None) -> str:
         words = [f"done {self.done}", f"cached {self.cached}", f"failed {self.failed}", f"rejected {self.rejected}"]
         if len(self._seen) > 1:

@@ -146,7 +146,7 @@ def _home(folder: Path | None, name: str) -> Path:
     found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     if found - known or not found:
         raise ValueError(
-            f"The prompt folder `{folder}` holds {', '.join(sorted(found)) or 'nothing'}; wanted some of "
+            f"The prompt folder `{folder}` holds {', '.join(sorted(found - known)[:5]) or 'nothing'}; wanted some of "
             f"{', '.join(sorted(known))} and nothing else. Rename or move the others."
         )
     return folder / name if name in found else OURS / name

@@ -48,7 +48,8 @@ class Counts:
         counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
         examples = self.examples.setdefault(rejection.reason, [])
         if len(examples) < NUM_EXAMPLES:
-            examples.append((name, rejection.detail))
+            # A name with half a surrogate pair could not be printed.
+            examples.append((name.encode(errors="backslashreplace").decode(), rejection.detail))
 
     @property
     def num_rejected(self) -> int:

@@ -1,10 +1,15 @@
 """The connection to a server that speaks the OpenAI API."""
 
 import os
+import string
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
+
+
+CONNECT = 10.0  # seconds for a connection, which is three tries of TCP
+VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
 def open_client(
@@ -15,7 +20,7 @@ def open_client(
     Without `api_key` the key is OPENAI_API_KEY; a server of one's own needs none.
     """
     limits = httpx2.Limits(max_connections=concurrency + 8, max_keepalive_connections=concurrency + 8)
-    timeout = openai.Timeout(deadline, connect=min(30.0, deadline))
+    timeout = openai.Timeout(deadline, connect=min(CONNECT, deadline))
     try:
         http_client = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
     except RuntimeError:  # aiohttp is not installed: httpx2 does the same with more work for each request
@@ -24,6 +29,7 @@ def open_client(
         if base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             raise ValueError("no key: put it in OPENAI_API_KEY, or name a server of your own with --base-url")
         api_key = "EMPTY"
+    check_key(api_key or os.environ["OPENAI_API_KEY"])
     return openai.AsyncOpenAI(
         api_key=api_key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http_client
     )
@@ -32,8 +38,23 @@ def open_client(
 def host_of(base_url: str) -> str:
     """The address without scheme and password: what a request's key calls the host."""
     parts = urlsplit(base_url)
-    port = f":{parts.port}" if parts.port else ""
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:
+        raise ValueError(f"the server's address has an odd port: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        # Not quoted: there may be a password in it.
+        raise ValueError("the server's address has to be like http://localhost:8000/v1, with http:// or https://")
     return f"{parts.hostname}{port}{parts.path}".rstrip("/")
+
+
+def check_key(key: str) -> None:
+    """What no header can hold is said here, without saying the key."""
+    if not set(key) <= VISIBLE:
+        raise ValueError(
+            "the key has blanks, line breaks or letters beyond ASCII in it. Was more than the key copied into "
+            "OPENAI_API_KEY?"
+        )
 
 
 def secrets_of(client: openai.AsyncOpenAI) -> tuple[str, ...]:

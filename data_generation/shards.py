@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import asdict, dataclass, field
 
 from data_generation.ledger import Ledger, Spent, write_note
+from data_generation.rejections import Rejected
 
 
 STATES = ("built", "uploaded", "created", "done", "imported", "deleted")
@@ -17,15 +18,20 @@ EXAMPLES = 5  # ids kept for every reason
 
 @dataclass
 class Tally:
-    """What came of requests. `failed`: reason -> number and example keys; these may be asked again."""
+    """What came of requests. `failed`: reason -> number and examples, by their tags where these are known; they may be
+    asked again. `reasons`: by key, of those that failed while this was counted.
+    """
 
     cached: int = 0  # had their answer before
     answered: int = 0
     failed: dict[str, list] = field(default_factory=dict)
+    reasons: dict[str, Rejected] = field(default_factory=dict)
     is_complete: bool = True
 
-    def fail(self, reason: str, key: str) -> None:
-        self.add(reason, 1, [key])
+    def fail(self, reason: str, key: str, detail: str, tag: str | None = None) -> None:
+        self.add(reason, 1, [tag or key or detail])
+        if key:
+            self.reasons[key] = Rejected(f"failed-{reason.replace('_', '-')}", detail)
 
     def add(self, reason: str, number: int, examples: list[str]) -> None:
         known = self.failed.get(reason, [0, []])
@@ -48,7 +54,7 @@ class Shard:
     status: str = ""  # the server's last word
     outputs: list[str] = field(default_factory=list)  # ids of the output and the error file
     answered: int = 0
-    failed: dict[str, list] = field(default_factory=dict)  # reason -> [number, example keys]
+    failed: dict[str, list] = field(default_factory=dict)  # reason -> [number, examples]
 
     def worst(self, cost: float | None) -> Spent:
         return Spent(

@@ -25,6 +25,7 @@ from .rejections import Rejected
 # overshoot by a fraction of a pixel or of the third decimal.
 SLACK_PIXELS = 1.0
 SLACK_UNIT = 0.002
+LONGEST_SIDE = 10**9  # pixels
 
 BoxFormat = Literal["xyxy", "xywh"]
 BoxScale = Literal["absolute", "normalised"]
@@ -115,7 +116,7 @@ def check_size(size: tuple[Any, Any]) -> tuple[int | None, int | None]:
     if size[0] is None or size[1] is None:
         return None, None
     for side in size:
-        if isinstance(side, bool) or not isinstance(side, (int, float)) or not math.isfinite(side) or side < 1:
+        if isinstance(side, bool) or not isinstance(side, (int, float)) or not 1 <= side <= LONGEST_SIDE:
             raise Rejected("odd-size", f"a size of {shown(size[0])} x {shown(size[1])}, wanted pixels from 1 upward.")
     return int(size[0]), int(size[1])
 

@@ -11,7 +11,7 @@ import datasets
 from PIL import Image
 
 from .rejections import Counts, Rejected
-from .sources import AnnotatedImage, BoxFormat, BoxScale, RawBox, annotate, shown
+from .sources import AnnotatedImage, BoxFormat, BoxScale, RawBox, annotate, check_unicode, shown
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def identity(value: Any, seen: set[str], fallback: str) -> str:
     if value is None or value == "" or not isinstance(value, (str, int)) or isinstance(value, bool):
         raise Rejected("no-id", f"row {fallback} has the id {shown(value)}, wanted a string or a whole number.")
     name = str(value)
+    check_unicode(name)
     if name in seen:
         raise Rejected("duplicate-id", f"row {fallback} has the id `{name}` of an earlier row; the first is kept.")
     seen.add(name)

@@ -72,6 +72,7 @@ class Teacher:
     def again(self, request: Request) -> None:
         """Adds a request to the run in progress, as another try after a reply that cannot be used."""
         self._again.append(request)
+        self.progress.add()
         self._wake.set()
 
     def stop(self) -> None:

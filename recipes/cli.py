@@ -18,6 +18,7 @@ COMMANDS = {
     "build": ("recipes.build", "Join a vision tower and a language model into one checkpoint"),
     "convert": ("recipes.convert", "Turn original-LLaVA checkpoints into this format, and back"),
     "generate": ("recipes.generate", "Have a language model write instruction data from captions and boxes"),
+    "teacher": ("recipes.teacher", "Run a local teacher and judge that need no model, to try things with"),
     "data": ("recipes.data", "Check training data; convert the original's JSON to rows and back"),
     "captions": ("recipes.captions", "Make stage-1 data of captions, balanced over what they speak of"),
     "scienceqa": ("recipes.scienceqa", "Make training data of ScienceQA"),

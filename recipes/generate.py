@@ -92,7 +92,7 @@ def generate(args: argparse.Namespace) -> None:
         failures: Failures = {}
         stopped = None
         if args.transport == "import":
-            bring_in(run)
+            bring_in(run, failures)
         elif not args.reparse and not args.merge:
             try:
                 if ask_all(run, failures):
@@ -103,7 +103,10 @@ def generate(args: argparse.Namespace) -> None:
                     raise
                 stopped = error  # what the money was enough for is a data set
         if args.shard is None:
-            summary = write(run, failures)
+            try:
+                summary = write(run, failures)
+            except ValueError as error:
+                raise stopped or error from None  # that there is no row says less than what the run ended with
             print(f"{args.out}: {describe(summary)}\nLook at {args.out / 'report.html'}.")
         else:
             summary = Summary()

@@ -36,13 +36,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="near",
         help="rows left out: near the words of an earlier one, the same words, or none (%(default)s)",
     )
-    what.add_argument("--license", help="of the data set, for the card's header, such as cc-by-4.0")
+    what.add_argument("--license", type=one_word, help="of the data set, for the card's header, such as cc-by-4.0")
 
     model = parser.add_argument_group("who writes")
     model.add_argument("--model", required=True, help="its name at the server")
     model.add_argument("--base-url", metavar="URL", help="any server that speaks the OpenAI API (OpenAI's)")
     model.add_argument("--server", metavar="NAME", help="name for the server where its address changes between runs")
-    model.add_argument("--temperature", type=float, help="(the server's)")
+    model.add_argument("--temperature", type=not_negative, help="(the server's)")
     model.add_argument("--max-output", type=positive, default=2048, help="tokens of an answer (%(default)s)")
     model.add_argument("--json", action="store_true", help="answers by a JSON schema, instead of as text")
     model.add_argument("--service-tier", help="such as flex: half the price at OpenAI, and slower")
@@ -155,7 +155,12 @@ def fields_of(args: Namespace) -> dict[str, Any]:
     }
     if odd := {"messages", "model", "stream", "n"} & set(args.extra):
         raise ValueError(f"--extra may not hold {', '.join(sorted(odd))}.")
-    return {name: value for name, value in (fields | args.extra).items() if value is not None}
+    fields = {name: value for name, value in (fields | args.extra).items() if value is not None}
+    for name in ("max_completion_tokens", "max_tokens"):
+        most = fields.get(name, 1)
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise ValueError(f"--extra says {name}: {json.dumps(most)}; wanted a whole number, 1 or more.")
+    return fields
 
 
 def prices_of(args: Namespace) -> Prices | None:
@@ -200,6 +205,19 @@ def positive_number(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}; wanted a number above 0")
     return number
+
+
+def not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}; wanted a number, 0 or more")
+    return number
+
+
+def one_word(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted the Hub's name of one, such as cc-by-4.0")
+    return text
 
 
 def json_object(text: str) -> dict[str, Any]:

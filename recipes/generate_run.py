@@ -11,11 +11,13 @@ from data_generation.batch import BatchPace, BatchTeacher
 from data_generation.batch_transfer import export_requests, import_answers
 from data_generation.draining import drain_on_signals
 from data_generation.ledger import Ledger, Spent
+from data_generation.pictures import path_from
 from data_generation.pipeline import Failures, Plan, Task, ask, unanswered
 from data_generation.rejections import Counts
 from data_generation.selection import Part, Selection, part_of, select
 from data_generation.server import host_of
 from data_generation.shards import Tally
+from data_generation.sources import AnnotatedImage
 from data_generation.summary import Summary
 from data_generation.teacher import Teacher
 from recipes.generate_flags import caps_of, fields_of, numbers_of, pace_of, prompts_of
@@ -36,7 +38,14 @@ class Run:
     def tasks(self, summary: Summary | None = None) -> Iterator[Task]:
         """All of this run's, read anew; what is left out is counted in `summary`."""
         summary = summary or Summary()
-        return self.plan.tasks(self.source.read(summary.source), summary.tasks)
+        images = self.source.read(summary.source)
+        if self.args.images == "paths":
+            images = map(self._with_path, images)
+        return self.plan.tasks(images, summary.tasks)
+
+    def _with_path(self, image: AnnotatedImage) -> AnnotatedImage:
+        path_from(image.image, self.source.root)  # the error, where there is none, before anything is paid
+        return image
 
     def find(self, image_id: str, keys: Sequence[str]) -> list[bytes | None]:
         ledger = self.ledgers.get(part_of(image_id, self.args.num_shards))
@@ -88,14 +97,14 @@ def check_ledgers(args: Namespace) -> None:
 def ask_all(run: Run, failures: Failures) -> bool:
     """Has everything answered over the network; True if somebody interrupted."""
     if run.args.transport == "batch":
-        return asyncio.run(ask_in_batches(run))
-    return asyncio.run(ask_at_once(run, failures))
+        return asyncio.run(ask_in_batches(run, failures))
+    total = sum(1 for _ in run.tasks())  # outside the loop, where Ctrl-C ends it at once
+    return asyncio.run(ask_at_once(run, failures, total))
 
 
-async def ask_at_once(run: Run, failures: Failures) -> bool:
+async def ask_at_once(run: Run, failures: Failures, total: int) -> bool:
     args = run.args
     (ledger,) = run.ledgers.values()
-    total = sum(1 for _ in run.tasks())
     async with Teacher(
         ledger, base_url=args.base_url, server=args.server, pace=pace_of(args), caps=caps_of(args), show_progress=True
     ) as teacher:
@@ -104,7 +113,7 @@ async def ask_at_once(run: Run, failures: Failures) -> bool:
         return teacher.interrupted
 
 
-async def ask_in_batches(run: Run) -> bool:
+async def ask_in_batches(run: Run, failures: Failures) -> bool:
     """A round for each attempt: what came back and cannot be used goes into the next."""
     args = run.args
     enqueued = args.enqueued_tokens and args.enqueued_tokens // (args.workers or args.num_shards)
@@ -123,6 +132,7 @@ async def ask_in_batches(run: Run) -> bool:
                 requests = unanswered(run.plan, run.tasks(), run.find, run.host, attempt)
                 tally = await batches.fill(requests)
                 tell(tally)
+                failures |= tally.reasons
                 if batches.interrupted:
                     return True
     return False
@@ -136,14 +146,18 @@ def tell(tally: Tally) -> None:
 
 def export(run: Run) -> None:
     (ledger,), path = run.ledgers.values(), run.args.file[0]
+    if path.is_dir():
+        raise ValueError(f"--file `{path}` is a folder. Name the file to write.")
     requests = unanswered(run.plan, run.tasks(), run.find, run.host)
     number, _ = export_requests(ledger, requests, run.host, path)
     print(f"{path}: {number:,} requests. Bring the answers back with --transport import --file ANSWERS.")
 
 
-def bring_in(run: Run) -> None:
+def bring_in(run: Run, failures: Failures) -> None:
     (ledger,) = run.ledgers.values()
     for path in run.args.file:
         if not path.is_file():
             raise ValueError(f"--file `{path}` is no file. Check the path.")
-    tell(asyncio.run(import_answers(ledger, run.args.file, caps_of(run.args))))
+    tally = asyncio.run(import_answers(ledger, run.args.file, caps_of(run.args)))
+    tell(tally)
+    failures |= tally.reasons

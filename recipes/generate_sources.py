@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from data_generation.coco import read_coco
+from data_generation.microworld.scene import SPLITS
+from data_generation.microworld.source import read_microworld
 from data_generation.rejections import Counts
 from data_generation.sources import AnnotatedImage
 from data_generation.tables import Columns, read_dataset, read_jsonl
@@ -18,6 +20,7 @@ FLAGS = {
     "hf": {"data", "split", "name", "image_root", "image_column", "captions_column", "boxes_column", "labels_column"}
     | {"id_column", "width_column", "height_column", "box_format", "box_scale"},
     "jsonl": {"data", "image_root"},
+    "microworld": {"split"},
 }
 
 
@@ -32,14 +35,16 @@ class Source:
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("annotated images")
-    group.add_argument("--source", choices=FLAGS, required=True, help="COCO's JSON, a Hugging Face data set, or JSONL")
+    group.add_argument(
+        "--source", choices=FLAGS, required=True, help="COCO's JSON, a Hugging Face data set, JSONL, drawn"
+    )
     group.add_argument("--source-name", help="what rows say they come from (coco, or the data set's name)")
     group.add_argument("--captions", type=Path, metavar="FILE", help="coco: captions_*.json")
     group.add_argument("--instances", type=Path, metavar="FILE", help="coco: instances_*.json, for boxes")
     group.add_argument("--image-root", type=Path, metavar="DIR", help="folder of the pictures")
     group.add_argument("--data", help="jsonl: the file; hf: Hub id, folder, .parquet or .jsonl")
     group.add_argument("--name", help="hf: configuration of the data set")
-    group.add_argument("--split", help="hf: split (train)")
+    group.add_argument("--split", help=f"hf: split; microworld: one of {', '.join(SPLITS)} (train)")
     columns = "hf: column, dots go into structs, as objects.bbox"
     group.add_argument("--image-column", metavar="NAME", help="hf: column of the pictures (image)")
     for column in ("captions", "boxes", "labels", "id", "width", "height"):
@@ -63,6 +68,11 @@ def open_source(args: argparse.Namespace) -> Source:
             check_file(file)
         read = partial(read_coco, captions=args.captions, instances=args.instances, image_root=args.image_root)
         return Source(args.source_name or "coco", args.image_root, read)
+    if args.source == "microworld":
+        if args.limit is None:
+            raise ValueError("--source microworld has no end. Say how many pictures with --limit.")
+        read = partial(read_microworld, split=check_split(args.split or "train"), count=args.limit)
+        return Source(args.source_name or "microworld", None, read)
     if args.data is None:
         raise ValueError(f"--source {args.source} needs --data.")
     name = args.source_name or (Path(args.data).stem if Path(args.data).exists() else args.data)
@@ -76,6 +86,12 @@ def open_source(args: argparse.Namespace) -> Source:
         args.image_root,
         partial(read_dataset, rows=rows, columns=columns_of(args), image_root=args.image_root),
     )
+
+
+def check_split(split: str) -> str:
+    if split not in SPLITS:
+        raise ValueError(f"There is no split `{split}` of the micro world. Wanted one of {', '.join(SPLITS)}.")
+    return split
 
 
 def check_file(path: Path) -> None:
