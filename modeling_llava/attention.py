@@ -4,7 +4,8 @@ Each token sees what came before it in its own conversation: the shared prefix a
 this down in one of three forms, and each has its own attention here:
 
 - `end` (rows, length): one past the last token that may look back at a token. Becomes a dense mask or a BlockMask.
-- `segments` (segments, 5): row, start, end, prefix start, prefix end. One small attention each: fast on CPU.
+- `segments` (segments, 5): row, start, end, prefix start, prefix end. They tile each row up to its padding, a prefix
+  is itself a segment. One small attention each: fast on CPU.
 - `cu_seq_q`, `cu_seq_k`, `kv_index`, `max_q`, `max_k`: the same segments, flattened, with the keys of each gathered:
   one variable-length flash attention on CUDA.
 
@@ -105,13 +106,23 @@ def segments_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    pieces: list[list[torch.Tensor]] = [[] for _ in range(query.shape[0])]
+    # Cut once: the gradient of a cut row is one concatenation, that of a slice would be a row of zeros for each.
+    lengths = [[] for _ in range(query.shape[0])]
+    for row, start, end, _, _ in segments:
+        lengths[row].append(end - start)
+    for of_row in lengths:
+        of_row.append(query.shape[2] - sum(of_row))  # padding
+    cut = [[one.split(sizes, dim=1) for one, sizes in zip(x, lengths, strict=True)] for x in (query, key, value)]
+
+    pieces: list[list[torch.Tensor]] = [[] for _ in lengths]
+    numbers: dict[tuple[int, int], int] = {}  # of a segment in its row, by where it starts
     for row, start, end, prefix_start, prefix_end in segments:
+        number = numbers[row, start] = len(pieces[row])
         num_prefix = max(prefix_end - prefix_start, 0)
-        q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
+        q, k, v = (x[row][number][None] for x in cut)
         if num_prefix:
-            k = torch.cat([key[row : row + 1, :, prefix_start:prefix_end], k], dim=2)
-            v = torch.cat([value[row : row + 1, :, prefix_start:prefix_end], v], dim=2)
+            prefix = numbers[row, prefix_start]
+            k, v = (torch.cat([x[row][prefix], x[row][number]], dim=1)[None] for x in cut[1:])
         windowed = sliding_window is not None and num_prefix + end - start > sliding_window
         if num_prefix or windowed:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(num_prefix)
@@ -121,12 +132,11 @@ def segments_attention(
         else:
             pieces[row].append(scaled_dot_product_attention(q, k, v, is_causal=True, **options))
 
-    length = query.shape[2]
-    rows = []
-    for row in pieces:
-        rest = length - sum(piece.shape[2] for piece in row)
-        padding = query.new_zeros(1, query.shape[1], rest, value.shape[3])
-        rows.append(torch.cat([*row, padding], dim=2))
+    heads, width = query.shape[1], value.shape[3]
+    rows = [
+        torch.cat([*row, query.new_zeros(1, heads, sizes[-1], width)], dim=2)
+        for row, sizes in zip(pieces, lengths, strict=True)
+    ]
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
