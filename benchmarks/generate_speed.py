@@ -2,14 +2,16 @@
 
     python -m benchmarks.generate_speed --out benchmarks/results
     python -m benchmarks.generate_speed --in-flight 256 --rounds 5
+    python -m benchmarks.generate_speed --peers /tmp/distilabel/bin/python /tmp/curator/bin/python
 
 The bare side is `asyncio.gather` over `client.chat.completions.create`, with the same HTTP client (aiohttp) and as
 many tasks as requests in flight: no ledger, no limits, no retries. The `post` side is bare too and makes the SDK's
 cheaper call that ours makes, `client.post` of ready bytes for bytes, which spares types on the way out and in: beside
-it stands what the ledger and the limits cost. Ours commits every answer to a ledger on disk with
-`synchronous=FULL` before it comes out. Counted is the steady state, from the first full wave of answers to the last,
-on both sides. The server is a process of its own, in Python, and shares the machine: where both cores are busy the
-CPU time for a request is the figure to trust.
+it stands what the ledger and the limits cost. Ours commits every answer to a ledger on disk with `synchronous=FULL`
+before it comes out. Counted is the steady state, from the first full wave of answers to the last, on both sides.
+`--peers` are the pythons of environments with distilabel or curator (see `generate_peers.py`); they get the same
+requests from the same server, in a process of their own, after the rounds. The server is a process of its own, in
+Python, and shares the machine: where both cores are busy the CPU time for a request is the figure to trust.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import asyncio
 import json
 import logging
 import statistics
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -114,6 +117,22 @@ def check(text: str | None, number: int) -> None:
         raise ValueError(f"a wrong answer to q{number}: {text!r:.80}")
 
 
+def measure_peer(python: str, url: str, in_flight: int, waves: int) -> dict[str, Any]:
+    """One run of whichever peer is installed there; in words where it fails, for that is a result too."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as system:
+        system.write(SYSTEM)
+        system.flush()
+        script = Path(__file__).with_name("generate_peers.py")
+        command = [python, str(script), "--url", url, "--in-flight", str(in_flight), "--waves", str(waves)]
+        done = subprocess.run([*command, "--system", system.name], capture_output=True, text=True)
+    if done.returncode:
+        found = {"peer": python, "error": (done.stderr.strip().splitlines() or ["no word"])[-1]}
+    else:
+        found = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {in_flight} in flight: {found}", flush=True)
+    return found
+
+
 def measure(url: str, in_flight: int, waves: int, rounds: int) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for number in range(rounds):
@@ -153,6 +172,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def peer_table(results: list[dict[str, Any]]) -> str:
+    lines = ["| in flight | peer | req/s | ours/peer | ms CPU |", "|---|---|---|---|---|"]
+    for one in results:
+        for peer in one["peers"]:
+            if "error" in peer:
+                figures = [peer["error"], "", ""]
+            else:
+                speed = peer["requests_per_s"]
+                ratio_of = one["medians"]["ours"][0] / speed
+                figures = [f"{speed:.0f}", f"{ratio_of:.2f}", f"{peer['cpu_ms_per_request']:.2f}"]
+            lines.append("| " + " | ".join([str(one["in_flight"]), peer["peer"], *figures]) + " |")
+    return "\n".join(lines)
+
+
 def plot(results: list[dict[str, Any]], facts: dict[str, Any], path: Path) -> None:
     charts = []
     for name, key in (("Requests/s", "speed_ratio"), ("CPU time for a request", "cpu_ratio")):
@@ -172,6 +205,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--latency", type=float, default=2.0, help="seconds from a request to its answer")
     parser.add_argument("--waves", type=int, default=5, help="answers counted, in times those in flight")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="+", default=[], metavar="PYTHON", help="of environments with a peer")
     parser.add_argument("--out", type=Path, help="a folder for the JSON and the plot")
     arguments = parser.parse_args(words)
 
@@ -180,8 +214,14 @@ def main(words: list[str] | None = None) -> None:
     facts["versions"] |= {name: version(name) for name in ("openai", "aiohttp", "httpx2")}
     print(json.dumps(facts))
     with FakeServer(latency=arguments.latency, words=400) as server:
-        results = [measure(server.url, number, arguments.waves, arguments.rounds) for number in arguments.in_flight]
+        results = []
+        for number in arguments.in_flight:
+            found = measure(server.url, number, arguments.waves, arguments.rounds)
+            found["peers"] = [measure_peer(python, server.url, number, arguments.waves) for python in arguments.peers]
+            results.append(found)
     print(table(results))
+    if arguments.peers:
+        print(peer_table(results))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         written = json.dumps(facts | {"results": results}, indent=2)

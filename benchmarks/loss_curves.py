@@ -2,8 +2,10 @@
 
     python -m benchmarks.loss_curves --out benchmarks/results
 
-Both stages of the quickstart on drawn shapes, with three conversations about each picture. A seed has its own start
-and order, the same start for both ways. Steps hold about as many conversations both ways.
+Both stages on drawn shapes, with three conversations about each picture. A seed has its own start and order, the same
+start for all ways. Steps hold about as many conversations. A step of trees holds all those about a picture, a padded
+one any; `padded, same steps` holds what the trees did, one to a row: what it does not share with the trees is packing,
+what it does not share with padded rows is grouping.
 """
 
 import argparse
@@ -12,20 +14,27 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import datasets
+import numpy as np
 import torch
 from transformers.utils import logging
 
+from benchmarks import shapes
 from benchmarks.curves import draw_curves
 from benchmarks.forward import circumstances
-from recipes import build, quickstart
+from processing.collator import TreeCollator
+from processing.encoding import IGNORE, expand_images
+from processing.rows import Tree
+from recipes import build
 from recipes import train as training
 
 
 WAYS = {
     "trees": {"packing": True, "max_length": 1024, "per_device_train_batch_size": 2},
     "padded": {"packing": False, "max_length": 1024},
+    "padded, same steps": {"packing": True, "max_length": 1024, "per_device_train_batch_size": 2},
 }
 COMMON = {
     "learning_rate": 1e-3,
@@ -42,15 +51,38 @@ COMMON = {
 }
 
 
+class ApartCollator(TreeCollator):
+    """The conversations of rows of trees, each in a padded row of its own, with its own copy of the pictures."""
+
+    def __call__(self, rows: list[dict[str, list[Tree]]]) -> dict[str, torch.Tensor]:
+        image, tokens_per_image = self.processor.image_token_id, self.processor.num_image_tokens
+        trees = [tree for row in rows for tree in row["trees"]]
+        samples = [
+            expand_images(ids, answers, image, tokens_per_image)
+            for tree in trees
+            for ids, answers in zip(tree.input_ids, tree.answers, strict=True)
+        ]
+        shape = len(samples), max(len(ids) for ids, _ in samples)
+        batch = {"input_ids": np.full(shape, self.processor.tokenizer.pad_token_id), "labels": np.full(shape, IGNORE)}
+        batch["attention_mask"] = np.zeros(shape, dtype=np.int64)
+        for i, (ids, answers) in enumerate(samples):
+            batch["input_ids"][i, : len(ids)], batch["attention_mask"][i, : len(ids)] = ids, 1
+            for start, end in answers:
+                batch["labels"][i, start:end] = ids[start:end]
+        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        pictures = [picture for tree in trees for _ in tree.ids for picture in tree.images]
+        return tensors | ({"pixel_values": self.processor.pixel_values(pictures)} if pictures else {})
+
+
 def write_conversations(folder: Path, num_images: int, seed: int) -> None:
     """A caption and both questions about every picture, shuffled."""
     rows = []
-    for number, scene in enumerate(quickstart.write_data(folder, num_images, seed)):
+    for number, scene in enumerate(shapes.write_data(folder, num_images, seed)):
         caption = f"A {scene['colour']} {scene['shape']} on a {scene['ground']} ground."
         asked = {"Describe the picture.": caption}
-        asked |= {question: scene[kind].capitalize() + "." for question, kind in quickstart.QUESTIONS.items()}
+        asked |= {question: scene[kind].capitalize() + "." for question, kind in shapes.QUESTIONS.items()}
         for question, answer in asked.items():
-            messages = quickstart.conversation(question, answer)
+            messages = shapes.conversation(question, answer)
             images = [str(folder / "images" / scene["image"])]
             rows.append({"id": f"{number}-{len(rows)}", "images": images, "messages": messages})
     random.Random(seed).shuffle(rows)
@@ -74,7 +106,9 @@ def train(folder: Path, way: str, seed: int) -> dict:
         if stage == "finetune":
             changes |= {"eval_data": [str(folder / "held_out/all.jsonl")], "eval_steps": 0.05}
         flags = [str(word) for name, value in (common | changes).items() for word in _flag(name, value)]
-        made.append(training.train(*training.parser().parse_args_and_config(flags)))
+        collator = ApartCollator if way == "padded, same steps" else TreeCollator
+        with mock.patch.object(training, "TreeCollator", collator):
+            made.append(training.train(*training.parser().parse_args_and_config(flags)))
     log = made[-1].state.log_history
     steps = made[-1].state.max_steps
     return {
@@ -91,11 +125,12 @@ def _flag(name: str, value) -> list:
 
 
 def summary(runs: list[dict]) -> dict:
-    """The last held-out loss of each way over the seeds, and how far the ways are apart, in deviations of a seed."""
+    """The last held-out loss of each way over the seeds, how far from the trees it is, and how far seeds are apart."""
     last = {way: [run["held_out"][-1][1] for run in runs if run["way"] == way] for way in WAYS}
-    between = abs(statistics.mean(last["trees"]) - statistics.mean(last["padded"]))
+    means = {way: statistics.mean(losses) for way, losses in last.items()}
+    apart = {way: abs(means["trees"] - means[way]) for way in WAYS if way != "trees"}
     within = statistics.mean(statistics.stdev(losses) for losses in last.values())
-    return {"last_held_out_loss": last, "apart": between, "seed_deviation": within}
+    return {"last_held_out_loss": last, "apart_from_trees": apart, "seed_deviation": within}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -119,7 +154,7 @@ def main(words: list[str] | None = None) -> None:
         for seed in range(arguments.seeds):
             start = folder / f"start-{seed}"
             torch.manual_seed(seed)
-            quickstart.write_halves(start)
+            shapes.write_halves(start)
             halves = ["--vision", f"{start}/vision", "--language", f"{start}/language"]
             build.main([*halves, "--projector", "linear", "--out", f"{start}/joined"])
             for way in WAYS:
@@ -134,7 +169,7 @@ def main(words: list[str] | None = None) -> None:
         written = json.dumps(facts | found | {"runs": runs}, indent=1, default=str)
         (arguments.out / "loss_curves.json").write_text(written + "\n", encoding="utf-8")
         curves = [(run["way"], run["held_out"]) for run in runs]
-        foot = f"{arguments.seeds} seeds each, {facts['hardware']}, {facts['date'][:10]}"
+        foot = f"{arguments.seeds} seeds each, {facts['hardware']}, {facts['date'][:10]}; same steps: as the trees'"
         draw_curves("Held-out loss over the run, stage 2", curves, foot, arguments.out / "loss_curves.png")
 
 

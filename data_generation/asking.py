@@ -11,7 +11,7 @@ import httpx2
 import openai
 
 from data_generation.budget import Budget, BudgetReached, Caps
-from data_generation.exchange import Reply, Request, Usage, read_reply
+from data_generation.exchange import Reply, Request, Usage, read_reply, web_page
 from data_generation.failures import ADVICE, Failure, RunStopped, classify, scrub, scrub_bytes
 from data_generation.ledger import Attempt, Ledger
 from data_generation.limits import Bucket, Pace, Pause, Slots
@@ -146,6 +146,8 @@ class Asker:
             return failure
         raw = scrub_bytes(response.content, self._secrets)
         reply = read_reply(job.key, raw)
+        if self.answered == 0 and (page := web_page(raw)):  # later it may be a proxy that hides an answer
+            return Failure("stop", "no_endpoint", f"it sent {page}")
         billed = reply.usage or worst
         await self._record(job, "unusable" if reply.error else "answer", billed, raw, maybe=reply.usage is None)
         if reply.usage is not None:

@@ -23,7 +23,7 @@ from data_generation import shards
 from data_generation.batch_files import read_answers, read_requests, request_line, write_lines
 from data_generation.batch_transfer import import_answers
 from data_generation.budget import Caps
-from data_generation.exchange import Request, Usage
+from data_generation.exchange import Request, Usage, web_page
 from data_generation.failures import ADVICE, RunStopped, classify, scrub
 from data_generation.ledger import Ledger, Spent
 from data_generation.server import host_of, open_client, secrets_of
@@ -253,6 +253,10 @@ class BatchTeacher:
             content = await self._call(functools.partial(self.client.files.content, name))
             if content is None:
                 return False
+            if page := web_page(content.content):  # its files are deleted once they are here, so not before that
+                log.info("%s: sent %s for the file %s; trying again", self.host, page, name)
+                await self._sleep(self.pace.poll)
+                return False
             paths.append(self.folder / f"{shard.name}.{number}.answers.jsonl")
             write_lines([content.content], paths[-1])
         tally = await import_answers(self.ledger, paths, self.caps, self._secrets)
@@ -301,7 +305,11 @@ class BatchTeacher:
     async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         """None where it is worth another step later, after a wait. Ends the run where it is not."""
         try:
-            return await send()
+            found = await send()
+            if isinstance(found, str):  # what the SDK makes of anything but JSON
+                page = web_page(found.encode()) or f"{found[:80]!r}"
+                raise RunStopped("no_endpoint", f"{self.host}: it sent {page}. {ADVICE['no_endpoint']}")
+            return found
         except openai.OpenAIError as error:
             failure = classify(error)
             detail = scrub(failure.detail, self._secrets)

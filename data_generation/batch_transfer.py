@@ -71,6 +71,7 @@ async def _store(ledger: Ledger, lines: list[Line], caps: Caps, secrets: tuple[s
             tally.fail(reply.error, line.key, reply.detail, tag)
         else:
             tally.answered += 1
+            tally.models[reply.model] += 1
         outcome = "unusable" if reply.error else "answer"
         stored.append(ledger.put(Attempt(line.key, outcome, usage, raw, tag or "", cost)))  # type: ignore[arg-type]
     known = (await asyncio.gather(*stored)).count(False)

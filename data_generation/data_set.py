@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from datasets import Features, Value
 
 from .rows import replacing, row_features, write_rows
@@ -25,6 +26,7 @@ from .rows import replacing, row_features, write_rows
 
 SHARD_BYTES = 500 << 20  # of pictures and text
 SHARD_ROWS = 100_000
+FIRST_ROWS = 100
 TEXT = Value("string")
 
 
@@ -64,6 +66,18 @@ def write_data_set(
 
 def builds(data: Path) -> list[Path]:
     return [folder for folder in data.iterdir() if folder.is_dir() and re.fullmatch(r"\d+-[0-9a-f]{8}", folder.name)]
+
+
+def first_rows(out: Path) -> list[dict[str, Any]]:
+    """Some rows of the data set in `out`, of the columns that say what it is about; none where there is none."""
+    data = out / "data"
+    folders = sorted(builds(data), key=lambda build: int(build.name.partition("-")[0])) if data.is_dir() else []
+    files = sorted(folders[-1].glob("train-*.parquet")) if folders else []
+    if not files:
+        return []
+    with pq.ParquetFile(files[0]) as file:
+        batches = file.iter_batches(batch_size=FIRST_ROWS, columns=["source", "image_id", "images"])
+        return next(batches).to_pylist()
 
 
 def write_shards(rows: Iterable[Mapping[str, Any]], folder: Path, columns: Features, shard_bytes: int) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,8 @@ def read_reply(key: str, raw: bytes, cached: bool = False) -> Reply:
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return Reply(key, error="unusable", detail=f"the server's reply is no JSON: {error}", cached=cached)
+        found = web_page(raw) or f"no JSON: {error}"
+        return Reply(key, error="unusable", detail=f"the server's reply is {found}", cached=cached)
     if not isinstance(found, dict):
         return Reply(key, error="unusable", detail=f"the server's reply is a {type(found).__name__}", cached=cached)
     usage = _usage(found.get("usage"))
@@ -87,6 +89,15 @@ def read_reply(key: str, raw: bytes, cached: bool = False) -> Reply:
         usage=usage,
         cached=cached,
     )
+
+
+def web_page(raw: bytes) -> str:
+    """Words for a web page, as a proxy or a site sends it; empty for anything else."""
+    text = raw[:20_000].decode(errors="replace")
+    if not re.match(r"[\ufeff\s]*<(!doctype html|html|head|body)\b", text, re.IGNORECASE):
+        return ""
+    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+    return f"a web page, `{' '.join(title[1].split())[:80]}`" if title else "a web page"
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,8 @@ from typing import Literal
 import httpx2
 import openai
 
+from data_generation.exchange import web_page
+
 
 # By HTTP status. Other 4xx reject the one request; other 5xx are worth another try.
 STOP = {401: "unauthorized", 402: "payment", 403: "forbidden", 404: "not_found"}
@@ -25,6 +27,8 @@ ADVICE = {
     "forbidden": "The key may not do this.",
     "not_found": "Does the server have this model, and does its address end where `/chat/completions` begins?",
     "insufficient_quota": "The account's quota is used up.",
+    "no_endpoint": "This is no OpenAI endpoint. Does its address end where `/chat/completions` begins, as "
+    "http://localhost:8000/v1 does, and is no proxy in between?",
 }
 
 
@@ -67,7 +71,7 @@ def classify(error: Exception) -> Failure:
 
 def _by_status(error: openai.APIStatusError) -> Failure:
     status, code = error.status_code, error.code or error.type or ""
-    detail = f"HTTP {status}: {_words(error)}"
+    detail = f"HTTP {status}: {web_page(str(error).encode()) or _words(error)}"
     if OUT_OF_MONEY & {error.code, error.type}:
         return Failure("stop", "insufficient_quota", detail)
     if status in STOP:

@@ -29,6 +29,11 @@ def open_client(
         if base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             raise ValueError("no key: put it in OPENAI_API_KEY, or name a server of your own with --base-url")
         api_key = "EMPTY"
+    if "@" in urlsplit(base_url or os.environ.get("OPENAI_BASE_URL") or "").netloc:
+        raise ValueError(
+            "the server's address has a name or password in it, which cannot be sent beside a key. Put the key alone "
+            "in OPENAI_API_KEY, and leave out what stands before the @"
+        )
     check_key(api_key or os.environ["OPENAI_API_KEY"])
     return openai.AsyncOpenAI(
         api_key=api_key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http_client

@@ -5,6 +5,7 @@ step that must not happen twice the intention is (`tried`), so that after a kill
 """
 
 import sqlite3
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from data_generation.ledger import Ledger, Spent, write_note
@@ -19,13 +20,14 @@ EXAMPLES = 5  # ids kept for every reason
 @dataclass
 class Tally:
     """What came of requests. `failed`: reason -> number and examples, by their tags where these are known; they may be
-    asked again. `reasons`: by key, of those that failed while this was counted.
+    asked again. `reasons`: by key, of those that failed while this was counted. `models`: who wrote, by the answers.
     """
 
     cached: int = 0  # had their answer before
     answered: int = 0
     failed: dict[str, list] = field(default_factory=dict)
     reasons: dict[str, Rejected] = field(default_factory=dict)
+    models: Counter[str] = field(default_factory=Counter)
     is_complete: bool = True
 
     def fail(self, reason: str, key: str, detail: str, tag: str | None = None) -> None:

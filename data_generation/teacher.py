@@ -157,7 +157,9 @@ class Teacher:
             if chunk:
                 self._open += len(chunk)
                 await self._look_up(chunk, todo)
-            elif self._open == 0 and not self._again:
+            elif self._again:  # they came while the source was read to its end, and nobody will wake us for them
+                continue
+            elif self._open == 0:
                 break
             else:
                 self._wake.clear()

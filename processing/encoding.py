@@ -7,6 +7,7 @@ Three promises, each held by a test:
 - For text without such spellings the ids are those of the stock processor with the same template.
 """
 
+import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +36,7 @@ class Encoded:
     labels: list[int]
     num_images: int
     answers: list[tuple[int, int]] = field(default_factory=list)
+    cut: int = 0  # ids that `truncate` left out
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def encode_messages(
         # As in stock: a template that writes no BOS leaves that to the tokenizer.
         ids = facts.prefix + ids + facts.suffix
         offsets = [(-1, -1)] * len(facts.prefix) + offsets + [(-1, -1)] * len(facts.suffix)
-    answers = [_token_range(offsets, *span) for span in spoken]
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    answers = [_token_range(starts, ends, *span) for span in spoken]
 
     image_token_id = tokenizer.convert_tokens_to_ids(image_token)
     num_images = ids.count(image_token_id)
@@ -116,7 +119,8 @@ def truncate(encoded: Encoded, max_length: int, tokens_per_image: int, image_tok
     kept = [(start, end) for start, end in encoded.answers if end <= max_length] or [(first_start, max_length)]
     length = kept[-1][1]
     ids = encoded.input_ids[:length]
-    return Encoded(ids, encoded.labels[:length], ids.count(image_token_id) // tokens_per_image, kept)
+    num_images = ids.count(image_token_id) // tokens_per_image
+    return Encoded(ids, encoded.labels[:length], num_images, kept, cut=len(encoded.input_ids) - length)
 
 
 def collapse_images(encoded: Encoded, image_token_id: int, tokens_per_image: int) -> tuple[list[int], list[list[int]]]:
@@ -161,7 +165,7 @@ def _fence_message(message: dict, fences: tuple[str, str]) -> dict:
 
 def _take_out_fences(text: str, spans: list[Range], fences: tuple[str, str]) -> tuple[str, list[Range], list[Range]]:
     """The rendered text itself, and in it the ranges of what messages say and of the generation spans."""
-    places = [i for i, character in enumerate(text) if character in fences]
+    places = [found.start() for found in re.finditer("|".join(fences), text)]
 
     def without(position: int) -> int:
         return position - bisect_left(places, position)
@@ -173,7 +177,7 @@ def _take_out_fences(text: str, spans: list[Range], fences: tuple[str, str]) -> 
         elif opened is not None:
             said.append((without(opened), without(place)))
             opened = None
-    clean = text.translate({ord(fence): None for fence in fences})
+    clean = text.replace(fences[0], "").replace(fences[1], "")
     return clean, said, [(without(start), without(end)) for start, end in spans]
 
 
@@ -198,7 +202,8 @@ def _tokenize(
         }
         # A token that begins in the prompt and ends in the answer would never be produced after that prompt: the text
         # is cut where the answer starts, so that training sees the ids that generation will.
-        starts = {start for start, _ in spans if any(a < start < b for _, (a, b) in tokens)}
+        firsts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+        starts = {start for start, _ in spans if ((firsts < start) & (start < ends)).any()}
         if not leaks and not starts:
             return ids, offsets
         if leaks <= plain and starts <= borders:
@@ -254,10 +259,12 @@ def _encode_piece(
     for context in CONTEXTS if start else ("",):
         encoded = tokenizer(context + piece, **options)
         skip = sum(b <= len(context) for _, b in encoded.offset_mapping) if context else 0
-        if all(a >= len(context) for a, _ in encoded.offset_mapping[skip:]):
+        if not context or all(a >= len(context) for a, _ in encoded.offset_mapping[skip:]):
             break
     ids = encoded.input_ids[skip:]
-    offsets = [(a + start - len(context), b + start - len(context)) for a, b in encoded.offset_mapping[skip:]]
+    offsets, shift = encoded.offset_mapping[skip:], start - len(context)
+    if shift:
+        offsets = [(a + shift, b + shift) for a, b in offsets]
 
     if is_plain and end - start > 1 and not facts.control_ids.isdisjoint(ids):
         # An added token that is not marked special, or a piece of the vocabulary: apart, its first character and the
@@ -267,26 +274,23 @@ def _encode_piece(
     return ids, offsets
 
 
-def _token_range(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+def _token_range(starts: np.ndarray, ends: np.ndarray, start: int, end: int) -> tuple[int, int]:
     """[first, past last) of the tokens that overlap the characters [start, end).
 
     Some tokenizers trim the space from the offsets of a token, which leaves a lone space with no width: it belongs to
     the character before its end.
     """
-    inside = [i for i, (a, b) in enumerate(offsets) if min(a, b - 1) < end and b > start]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+    inside = np.flatnonzero((np.minimum(starts, ends - 1) < end) & (ends > start))
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 
 def _expand_images(
     ids: list[int], answers: list[tuple[int, int]], image_token_id: int, tokens_per_image: int, num_images: int
 ) -> Encoded:
-    input_ids: list[int] = []
-    position = [0] * (len(ids) + 1)  # of each token before expansion, in the expanded ids
-    for i, token in enumerate(ids):
-        input_ids += [token] * (tokens_per_image if token == image_token_id else 1)
-        position[i + 1] = len(input_ids)
-    answers = [(position[start], position[end]) for start, end in answers if end > start]
-    labels = [IGNORE] * len(input_ids)
-    for start, end in answers:
-        labels[start:end] = [IGNORE if token == image_token_id else token for token in input_ids[start:end]]
-    return Encoded(input_ids, labels, num_images, answers)
+    kept = np.array([answer for answer in answers if answer[1] > answer[0]], dtype=np.int64).reshape(-1, 2)
+    input_ids, expanded = expand_images(np.array(ids, dtype=np.int64), kept, image_token_id, tokens_per_image)
+    labels = np.full(len(input_ids), IGNORE)
+    for start, end in expanded:
+        labels[start:end] = input_ids[start:end]
+    labels[input_ids == image_token_id] = IGNORE
+    return Encoded(input_ids.tolist(), labels.tolist(), num_images, [(start, end) for start, end in expanded.tolist()])

@@ -385,10 +385,12 @@ def _check_same_on_squares(padding: BaseImageProcessor, tower: BaseImageProcesso
 
 def image_side(image_processor: BaseImageProcessor) -> tuple[int, int]:
     """(height, width) in pixels of every image that comes out, whatever goes in."""
-    facts = image_processor.to_dict()
-    last_step = "crop_size" if facts.get("do_center_crop") else "size" if facts.get("do_resize") else None
-    side = facts.get(last_step) or {}
+    # Asked for with every conversation, and `to_dict` copies everything.
+    do_center_crop, do_resize = (getattr(image_processor, name, None) for name in ("do_center_crop", "do_resize"))
+    last_step = "crop_size" if do_center_crop else "size" if do_resize else None
+    side = (last_step and getattr(image_processor, last_step, None)) or {}
     if not side.get("height") or not side.get("width"):
+        facts = image_processor.to_dict()
         found = {key: facts.get(key) for key in ("do_resize", "size", "do_center_crop", "crop_size")}
         raise ValueError(
             f"`{type(image_processor).__name__}` gives images of no fixed size: {found}. Wanted a `crop_size` that is "

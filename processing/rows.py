@@ -39,6 +39,7 @@ ENCODED = Features(
         "num_tokens": Value("int32"),  # with all image tokens
         "num_images": Value("int32"),
         "prefix_key": Value("string"),  # equal where the prefix with the images may be shared; "": never
+        "cut": Value("int32"),  # tokens that `max_length` left out
         "rejected": Value("string"),  # why the conversation cannot be used; "": it can
     }
 )
@@ -52,6 +53,10 @@ class EncodingReport:
     num_rows: int
     reasons: dict[str, list[str]] = field(default_factory=dict)  # ids of the conversations, by why they are rejected
     examples: dict[str, str] = field(default_factory=dict)  # the full words about the first of each
+    places: dict[str, Counter[str]] = field(default_factory=dict)  # how many of each are in which data set, if known
+    max_length: int | None = None
+    num_cut: int = 0  # conversations longer than `max_length`
+    tokens_cut: int = 0  # what they lost, together
 
     @property
     def counts(self) -> Counter[str]:
@@ -62,7 +67,14 @@ class EncodingReport:
         for reason, count in self.counts.most_common():
             shown = ", ".join(f"`{name}`" for name in self.reasons[reason][:NUM_EXAMPLES])
             more = ", ..." if count > NUM_EXAMPLES else ""
-            lines.append(f"- {count:,} x {reason}: {shown}{more}. The first: {self.examples[reason]}")
+            places = ", ".join(f"{n:,} in `{place}`" for place, n in self.places[reason].items())
+            where = f" ({places})" if places else ""
+            lines.append(f"- {count:,} x {reason}{where}: {shown}{more}. The first: {self.examples[reason]}")
+        if self.num_cut:
+            lines.append(
+                f"{self.num_cut:,} conversations are longer than {self.max_length:,} tokens: they lost their last "
+                f"turns, or the end of a first answer, {self.tokens_cut:,} tokens together."
+            )
         return "\n".join(lines)
 
 
@@ -83,12 +95,14 @@ def encode_rows(
     max_length: int,
     num_proc: int | None = None,
     skip_invalid: bool = False,
+    parts: list[tuple[str, int]] | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """Ids, answers and lengths of every conversation, row for row, from its text; no picture is copied.
 
     The result has as many rows as `dataset`. Conversations that cannot be used are an error that counts them by
     reason, or with `skip_invalid` are in the report, and in the result without tokens: `plan_rows` leaves them out.
-    Then every picture is opened too, since one that cannot be would stop a training later.
+    Then every picture is opened too, since one that cannot be would stop a training later. `parts` are the data sets
+    that `dataset` was put together from, with their numbers of rows, for the report.
     """
     if "messages" not in dataset.column_names:
         raise ValueError(
@@ -113,7 +127,7 @@ def encode_rows(
         new_fingerprint=_fingerprint(dataset, processor, max_length, skip_invalid),
         desc="encoding conversations",
     )
-    report = _report(encoded)
+    report = _report(encoded, max_length, parts or [])
     if report.counts and not skip_invalid:
         raise ValueError(f"{report}\nRepair or remove them, or set `skip_invalid` to train on the others.")
     if report.counts.total() == len(dataset):
@@ -133,20 +147,30 @@ def _fingerprint(dataset: Dataset, processor: LlavaProcessor, max_length: int, o
     )
 
 
-def _report(encoded: Dataset) -> EncodingReport:
-    report = EncodingReport(len(encoded), defaultdict(list))
-    for table in encoded.select_columns(["id", "rejected"]).with_format("arrow").iter(batch_size=10_000):
+def _report(encoded: Dataset, max_length: int, parts: list[tuple[str, int]]) -> EncodingReport:
+    report = EncodingReport(len(encoded), defaultdict(list), places=defaultdict(Counter), max_length=max_length)
+    ends, row = np.cumsum([count for _, count in parts]), 0
+    for table in encoded.select_columns(["id", "rejected", "cut"]).with_format("arrow").iter(batch_size=10_000):
+        cut = table["cut"].to_numpy()
+        report.num_cut += int((cut > 0).sum())
+        report.tokens_cut += int(cut.sum())
         for name, rejected in zip(table["id"].to_pylist(), table["rejected"].to_pylist(), strict=True):
             if rejected:
                 reason = reason_of(rejected, name)
                 report.reasons[reason].append(name)
                 report.examples.setdefault(reason, rejected)
+                if parts:
+                    report.places[reason][parts[int(np.searchsorted(ends, row, side="right"))][0]] += 1
+            row += 1
     return report
 
 
 def reason_of(rejected: str, name: str) -> str:
     """The first words of an error, without what is one conversation's own: its name, numbers and quotations."""
-    words = re.split(r"[:.] ", rejected.replace(f"sample `{name}`", "a conversation"), maxsplit=1)[0]
+    words = rejected.replace(f"sample `{name}`", "a conversation")
+    # Of what is between backticks, names of fields and numbers stay; paths and the like go.
+    words = re.sub(r"`([^`]*)`", lambda found: found[0] if re.fullmatch(r"[A-Za-z_]+|\d+", found[1]) else "…", words)
+    words = re.split(r"[:.] ", words, maxsplit=1)[0]
     words = re.sub(r"'[^']*'|\"[^\"]*\"|\{.*\}|\[.*\]", "…", words)
     return re.sub(r"\d+", "N", words).rstrip(".")
 
@@ -184,7 +208,7 @@ def encode_sample(
 ) -> dict[str, Any]:
     """One row of `ENCODED`."""
     row: dict[str, Any] = {"id": name, "input_ids": [], "answers": [], "num_tokens": 0, "num_images": 0}
-    row |= {"prefix_key": "", "rejected": ""}
+    row |= {"prefix_key": "", "cut": 0, "rejected": ""}
     try:
         encoded = processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
         shown = processor.match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
@@ -200,6 +224,7 @@ def encode_sample(
         "answers": answers,
         "num_tokens": len(encoded.input_ids),
         "num_images": encoded.num_images,
+        "cut": encoded.cut,
         "prefix_key": _prefix_key(ids, answers[0][0], processor.image_token_id, shown, image_id),
     }
 

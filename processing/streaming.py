@@ -40,6 +40,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         epochs: Passes over the stream; without end by default, so that no process runs out of rows before the others.
         rank, world_size: Which process this is, of how many.
         skip_invalid: Conversations that cannot be used are counted in `rejected`, and logged; otherwise an error.
+        called: The data, as errors name it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         skip_invalid: bool = False,
+        called: str = "the stream",
     ):
         self.source = source.decode(False) if source.features else source
         self.processor = processor
@@ -68,7 +70,9 @@ class StreamingRows(torch.utils.data.IterableDataset):
         self.rank = rank
         self.world_size = world_size
         self.skip_invalid = skip_invalid
+        self.called = called
         self.rejected: Counter[str] = Counter()
+        self.num_cut = 0
         self._state: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +137,9 @@ class StreamingRows(torch.utils.data.IterableDataset):
                     self.processor, self.longest, example["messages"], images, image_id, name, self.skip_invalid
                 )
             )
-        self._reject([record for record in records if record["rejected"]])
+        if not state["emitted"]:  # else it is the block that a run goes on in, and was counted
+            self._reject([record for record in records if record["rejected"]])
+            self.num_cut += sum(record["cut"] > 0 for record in records)
         if not any(record["num_tokens"] for record in records):
             return []
 
@@ -156,12 +162,15 @@ class StreamingRows(torch.utils.data.IterableDataset):
 
     def _reject(self, records: list[dict[str, Any]]) -> None:
         if records and not self.skip_invalid:
-            raise ValueError(f"{records[0]['rejected']} Or set `skip_invalid` to train on the others.")
+            raise ValueError(
+                f"{records[0]['rejected']} Or set `skip_invalid` to train on the others. The row is from "
+                f"{self.called}."
+            )
         self.rejected.update(reason_of(record["rejected"], record["id"]) for record in records)
         if records:
             logger.warning(
                 f"{len(records)} conversations of this block cannot be used, the first: {records[0]['rejected']} "
-                f"So far: {dict(self.rejected)}"
+                f"So far: {dict(self.rejected)} (from {self.called})"
             )
 
 

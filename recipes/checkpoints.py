@@ -52,12 +52,17 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoints whose every file is there in its full size, the oldest first; what was cut off is passed over."""
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
-        number, marker = re.fullmatch(r"checkpoint-(\d+)", folder.name), folder / COMPLETE
-        if number and marker.is_file():
-            files = json.loads(marker.read_text())["files"]
-            if all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in files.items()):
-                found.append((int(number[1]), folder))
+        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if number and is_complete(folder):
+            found.append((int(number[1]), folder))
     return [folder for _, folder in sorted(found)]
+
+
+def is_complete(folder: Path) -> bool:
+    if not (folder / COMPLETE).is_file():
+        return False
+    files = json.loads((folder / COMPLETE).read_text())["files"]
+    return all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in files.items())
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -123,8 +128,11 @@ def hash_of(encoded: Dataset) -> str:
 def check_same_run(output_dir: str | Path, run: dict[str, Any]) -> None:
     """Refuses a folder with the checkpoints or the result of a run that computes something else."""
     folder = Path(output_dir)
-    if last_complete_checkpoint(folder) is None and not (folder / FINISHED).is_file():
-        return  # nothing there to go on from
+    if last_complete_checkpoint(folder) is not None or (folder / FINISHED).is_file():
+        compare_runs(folder, run)
+
+
+def compare_runs(folder: Path, run: dict[str, Any]) -> None:
     if not (folder / RUN).is_file():
         raise ValueError(
             f"`{folder}` holds a training, but no `{RUN}` that says of what. Give another `output_dir`, or delete it."
@@ -137,6 +145,18 @@ def check_same_run(output_dir: str | Path, run: dict[str, Any]) -> None:
             f"`{folder}` holds another run than the one asked for:\n" + "\n".join(lines) + "\nGive another "
             "`output_dir`, delete this one to start anew, or take back the changes to go on with it."
         )
+
+
+def given_checkpoint(path: Path, run: dict[str, Any]) -> Path:
+    """The checkpoint that `resume_from_checkpoint` names, which is held to the same as one that was found."""
+    if not is_complete(path):
+        found = "is not complete" if path.is_dir() else "is no folder"
+        raise ValueError(
+            f"`resume_from_checkpoint` names `{path}`, which {found}: wanted a folder whose every file is there as "
+            f"its `{COMPLETE}` says. Give another, or leave it out to go on from the last complete one."
+        )
+    compare_runs(path.parent, run)
+    return path
 
 
 def is_finished(output_dir: str | Path) -> bool:

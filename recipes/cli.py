@@ -9,12 +9,14 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from importlib.metadata import version
 
 
 # The name a user types -> the module that offers `parser()` and `main(argv)`, and one line for `llava --help`.
 COMMANDS = {
+    "quickstart": ("recipes.quickstart", "The whole method in miniature, on two CPU cores and without network"),
     "build": ("recipes.build", "Join a vision tower and a language model into one checkpoint"),
     "convert": ("recipes.convert", "Turn original-LLaVA checkpoints into this format, and back"),
     "generate": ("recipes.generate", "Have a language model write instruction data from captions and boxes"),
@@ -23,6 +25,7 @@ COMMANDS = {
     "captions": ("recipes.captions", "Make stage-1 data of captions, balanced over what they speak of"),
     "scienceqa": ("recipes.scienceqa", "Make training data of ScienceQA"),
     "train": ("recipes.train", "Train the projector (stage 1), or projector and language model (stage 2)"),
+    "micro": ("recipes.micro.bases", "Pretrain the two small halves that the quickstart starts from"),
     "merge": ("recipes.merge", "Fold a LoRA adapter into a full checkpoint"),
 }
 
@@ -65,12 +68,21 @@ def main(argv: list[str] | None = None) -> int:
         # These two are how users are told what to change; anything else is a bug and keeps its traceback.
         if os.environ.get("LLAVA_TRACEBACK") == "1":
             raise
-        print(f"llava {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"llava {name}: error: {' '.join(own_words(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"llava {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def own_words(error: Exception) -> str:
+    """What an error says; of one from a worker of a dataloader, without the traceback that torch packs around it."""
+    text = str(error)
+    kind = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", text)
+    if kind is None:
+        return text
+    return re.split(rf"^(?:[\w.]+\.)?{kind[1]}: ", text, flags=re.MULTILINE)[-1]
 
 
 if __name__ == "__main__":

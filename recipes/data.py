@@ -22,8 +22,8 @@ from recipes.train_data import load_rows
 
 def check(data: str, processor: LlavaProcessor, max_length: int, image_root: str | None = None) -> tuple[str, int]:
     """A report, and how many rows a training could not use."""
-    rows = load_rows(data, image_root, skip_missing=True)
-    encoded, report = encode_rows(rows, processor, max_length, skip_invalid=True)
+    rows = load_rows(data, image_root, look_for_files=False)
+    encoded, report = encode_rows(rows, processor, max_length, skip_invalid=True, parts=[(data, len(rows))])
     lengths = [n for n in encoded["num_tokens"] if n]
     shown = f"{len(lengths):,} usable rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all"
     return f"{report}\n{shown}; {sum(encoded['num_images']):,} pictures in them", report.counts.total()

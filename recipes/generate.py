@@ -10,11 +10,16 @@ Every answer is stored before anything is done with it: the same command again a
 
 import argparse
 import logging
+import shlex
+import sys
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from data_generation.estimate import estimate
 from data_generation.failures import RunStopped
-from data_generation.ledger import Ledger
+from data_generation.ledger import Ledger, LedgerInUse
+from data_generation.ledger_copy import copy_ledger
 from data_generation.pipeline import Failures, outcomes
 from data_generation.summary import Summary
 from recipes.generate_flags import add_flags, check_flags, prices_of
@@ -71,7 +76,31 @@ def open_ledgers(run: Run, stack: ExitStack) -> None:
             )
         paths = {number: path for number, path in paths.items() if number not in missing}
     for number, path in paths.items():
-        run.ledgers[number] = stack.enter_context(Ledger(path))
+        run.ledgers[number] = stack.enter_context(look_at(path, stack) if args.dry_run else Ledger(path))
+
+
+def look_at(path: Path, stack: ExitStack) -> Ledger:
+    """A ledger to read, also while a run is on."""
+    try:
+        return Ledger(path)
+    except LedgerInUse:
+        print("A run is on: what it has been answered by now is taken into account.")
+        return Ledger(copy_ledger(path, Path(stack.enter_context(TemporaryDirectory()))))
+
+
+def what_now(run: Run) -> str:
+    """After an early end: how to go on, and what makes a data set of what there is."""
+    args = run.args
+    if not (stored := sum(ledger.count() for ledger in run.ledgers.values())):
+        return "The same command begins again."
+    words = (
+        f"Nothing that was answered is lost: {stored:,} answers are stored, and the same command goes on from here."
+    )
+    if args.shard is not None:
+        return words
+    if args.extra:  # there may be a secret in it
+        return f"{words} With --reparse too it makes a data set of them."
+    return f"{words} A data set of them: {shlex.join(['llava', 'generate', *args.words, '--reparse'])}"
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -87,6 +116,8 @@ def generate(args: argparse.Namespace) -> None:
         open_ledgers(run, stack)
         if args.dry_run:
             return dry_run(run)
+        if args.transport != "sync" or args.reparse or args.merge:
+            run.place.check()  # else after a pass over the source that is made anyway
         if args.transport == "export":
             return export(run)
         failures: Failures = {}
@@ -96,11 +127,11 @@ def generate(args: argparse.Namespace) -> None:
         elif not args.reparse and not args.merge:
             try:
                 if ask_all(run, failures):
-                    print("Nothing that was answered is lost: the same command goes on from here.")
+                    print(what_now(run))
                     raise KeyboardInterrupt
             except RunStopped as error:
                 if error.reason != "budget":
-                    raise
+                    raise RunStopped(error.reason, f"{str(error).rstrip('.')}. {what_now(run)}") from None
                 stopped = error  # what the money was enough for is a data set
         if args.shard is None:
             try:
@@ -120,6 +151,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s")
     logging.getLogger("data_generation").setLevel(logging.INFO)
     generate(args)

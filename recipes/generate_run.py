@@ -2,10 +2,15 @@
 
 import asyncio
 import os
+import re
+import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
 
 from data_generation.batch import BatchPace, BatchTeacher
 from data_generation.batch_transfer import export_requests, import_answers
@@ -21,10 +26,12 @@ from data_generation.sources import AnnotatedImage
 from data_generation.summary import Summary
 from data_generation.teacher import Teacher
 from recipes.generate_flags import caps_of, fields_of, numbers_of, pace_of, prompts_of
+from recipes.generate_place import Place
 from recipes.generate_sources import Source, open_source
 
 
 OPENAI = "https://api.openai.com/v1"
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,12 +40,14 @@ class Run:
     source: Source
     plan: Plan
     host: str
+    place: Place
+    total: int | None = None  # tasks, once they are known
     ledgers: dict[int, Ledger] = field(default_factory=dict)  # by shard
 
     def tasks(self, summary: Summary | None = None) -> Iterator[Task]:
         """All of this run's, read anew; what is left out is counted in `summary`."""
         summary = summary or Summary()
-        images = self.source.read(summary.source)
+        images = self.place.watch(self.source.read(summary.source))
         if self.args.images == "paths":
             images = map(self._with_path, images)
         return self.plan.tasks(images, summary.tasks)
@@ -64,9 +73,11 @@ def prepare(args: Namespace) -> Run:
     source = open_source(args)
     numbers = numbers_of(args)
     host = args.server or host_of(args.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
+    place = Place(None if args.show_prompt or args.dry_run else args.out, source.name, source.read)
     selection = Selection(args.seed, first=args.limit)
     if numbers:
-        selection = select(source.read(Counts()), prompts, numbers, args.seed)
+        images = watched(place.watch(source.read(Counts())), "choosing images")
+        selection = select(images, prompts, numbers, args.seed)
     plan = Plan(
         prompts,
         fields,
@@ -76,7 +87,13 @@ def prepare(args: Namespace) -> Run:
         args.attempts or (1 if args.temperature == 0 else 3),
         check_pictures=args.source != "coco" or args.image_root is not None,
     )
-    return Run(args, source, plan, host)
+    return Run(args, source, plan, host, place, sum(numbers.values()) if numbers and args.shard is None else None)
+
+
+def watched(things: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """With a bar, for passes over everything that ask nobody; in a log a line now and then."""
+    interval = 0.5 if sys.stderr.isatty() else 15.0
+    return iter(tqdm(things, what, total, unit="", mininterval=interval, dynamic_ncols=True))
 
 
 def ledger_path(args: Namespace, number: int) -> Path:
@@ -94,22 +111,32 @@ def check_ledgers(args: Namespace) -> None:
         )
 
 
+def is_same_model(asked: str, said: str) -> bool:
+    """Servers add a date, or leave out the folder: gpt-4o-2024-08-06 is gpt-4o, and gpt-4o-mini is not."""
+    asked, said = (name.rstrip("/").rpartition("/")[2].lower() for name in (asked, said))
+    return re.fullmatch(rf"{re.escape(asked)}([-@:]\d[\d-]*)?", said) is not None
+
+
 def ask_all(run: Run, failures: Failures) -> bool:
     """Has everything answered over the network; True if somebody interrupted."""
     if run.args.transport == "batch":
         return asyncio.run(ask_in_batches(run, failures))
-    total = sum(1 for _ in run.tasks())  # outside the loop, where Ctrl-C ends it at once
-    return asyncio.run(ask_at_once(run, failures, total))
+    if run.total is None:  # for the bar; outside the loop, where Ctrl-C ends it at once
+        # Without a look at each picture: broken ones are few.
+        quick = replace(run, plan=replace(run.plan, check_pictures=False))
+        run.total = sum(1 for _ in watched(quick.tasks(), "counting tasks"))
+    run.place.check()
+    return asyncio.run(ask_at_once(run, failures))
 
 
-async def ask_at_once(run: Run, failures: Failures, total: int) -> bool:
+async def ask_at_once(run: Run, failures: Failures) -> bool:
     args = run.args
     (ledger,) = run.ledgers.values()
     async with Teacher(
         ledger, base_url=args.base_url, server=args.server, pace=pace_of(args), caps=caps_of(args), show_progress=True
     ) as teacher:
         with drain_on_signals(teacher):
-            await ask(teacher, run.plan, run.tasks(), failures, total)
+            await ask(teacher, run.plan, run.tasks(), failures, run.total)
         return teacher.interrupted
 
 
@@ -160,4 +187,10 @@ def bring_in(run: Run, failures: Failures) -> None:
             raise ValueError(f"--file `{path}` is no file. Check the path.")
     tally = asyncio.run(import_answers(ledger, run.args.file, caps_of(run.args)))
     tell(tally)
+    if others := {name: number for name, number in tally.models.items() if not is_same_model(run.args.model, name)}:
+        print(
+            f"warning: --model is {run.args.model}, and "
+            + ", ".join(f"{number:,} answers say they are by {name or 'nobody'}" for name, number in others.items())
+            + ". They are stored, and their rows name who wrote them. If that is wrong, take another --out."
+        )
     failures |= tally.reasons

@@ -81,6 +81,8 @@ def open_source(args: argparse.Namespace) -> Source:
         check_file(path)
         return Source(name, args.image_root or path.parent, partial(read_jsonl, path=path, image_root=args.image_root))
     rows = load(args.data, args.name, args.split or "train")
+    if args.source_name is None:  # parts of one data set are not the same source
+        name = " ".join([name, *filter(None, [args.name, args.split if args.split != "train" else None])])
     return Source(
         name,
         args.image_root,

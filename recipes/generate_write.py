@@ -10,7 +10,7 @@ from data_generation.pictures import embedded, path_from
 from data_generation.pipeline import Failures, outcomes
 from data_generation.report import report
 from data_generation.summary import Summary
-from recipes.generate_run import Run
+from recipes.generate_run import Run, watched
 
 
 DUPLICATES = {"near": partial(Duplicates), "exact": partial(Duplicates, threshold=2.0), "keep": lambda: None}
@@ -27,6 +27,7 @@ def write(run: Run, failures: Failures) -> Summary:
 
     summary = Summary()
     found = outcomes(run.plan, run.tasks(summary), run.find, run.host, failures)
+    found = watched(found, "writing rows", run.total)
     rows = summary.rows_of(found, run.plan, DUPLICATES[args.duplicates](), run.source.name, picture_of)
     run.account(summary)
     title = f"{args.out.resolve().name}: visual instruction data"

@@ -180,4 +180,4 @@ def chart(learned: list[tuple[int, float]], held_out: list[tuple[int, float]]) -
 <g fill="var(--faint)" font-size="12"><text x="0" y="12">{top:.2f}</text>
 <text x="0" y="{height - bottom}">{bottom_loss:.2f}</text>
 <text x="{width - 8}" y="{height - 6}" text-anchor="end">step {last}</text>
-<text x="{left + 8}" y="14">grey: training; blue: held out</text></g></svg>"""
+<text x="{left + 8}" y="14">grey: training{"; blue: held out" if held_out else ""}</text></g></svg>"""

@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import set_seed
 from trl import ModelConfig, TrlParser, get_quantization_config
 
@@ -34,6 +36,7 @@ from recipes.checkpoints import (
     RUN,
     check_same_run,
     describe_run,
+    given_checkpoint,
     is_finished,
     last_complete_checkpoint,
     wait_for_all,
@@ -41,6 +44,7 @@ from recipes.checkpoints import (
 )
 from recipes.feature_cache import cache_features, format_facts
 from recipes.projector import replace_projector
+from recipes.run_folder import alone_in, told_when_full
 from recipes.samples import SamplesPage
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
@@ -64,6 +68,7 @@ from recipes.trainable import (
     trainable_table,
 )
 from recipes.trainer import LlavaTrainer
+from recipes.trainer_callbacks import EpochEnds
 
 
 ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "flex": "flex_attention", "mask": "sdpa"}
@@ -71,14 +76,20 @@ ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "fl
 
 def load_model(config: TrainConfig, model_config: ModelConfig) -> LlavaForConditionalGeneration:
     quantization = get_quantization_config(model_config)
-    model = LlavaForConditionalGeneration.from_pretrained(
-        model_config.model_name_or_path,
-        revision=model_config.model_revision,
-        dtype=model_config.dtype,
-        attn_implementation=model_config.attn_implementation,
-        quantization_config=quantization,
-        device_map=None if quantization is None else {"": PartialState().device},
-    )
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            model_config.model_name_or_path,
+            revision=model_config.model_revision,
+            dtype=model_config.dtype,
+            attn_implementation=model_config.attn_implementation,
+            quantization_config=quantization,
+            device_map=None if quantization is None else {"": PartialState().device},
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"A weight file of `{model_config.model_name_or_path}` cannot be read: {error}. It was cut off or "
+            "damaged: copy, download or train it again."
+        ) from error
     if config.projector is not None:
         replace_projector(model, config.projector)
     return model
@@ -99,6 +110,11 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
     A run that had ended is left as it is, and nothing is returned.
     """
     check_choices(config, model_config)
+    with alone_in(Path(config.output_dir), PartialState().is_main_process):
+        return _train(config, model_config)
+
+
+def _train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None:
     started = time.time()
     processor = LlavaProcessor.from_pretrained(model_config.model_name_or_path)
     data = load_data(config, processor)
@@ -110,10 +126,9 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
         if PartialState().is_main_process:
             print(f"{config.output_dir} holds the result of this run already. Delete it to train again.")
         return None
-    checkpoint = find_checkpoint(config)
+    checkpoint = find_checkpoint(config, run)
     wait_for_all()  # all have looked before one writes
     if PartialState().is_main_process:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(config.output_dir) / RUN, json.dumps(run, indent=1))
 
     set_seed(config.seed)
@@ -127,6 +142,8 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
     facts["trainable"] = trainable_table(trainer.model, config)
     if trainer.is_world_process_zero():
         print(f"{config.stage} of {model_config.model_name_or_path}: {data}")
+        if held_out is not None:
+            print(f"held out: {held_out}")
         print(format_table(facts["trainable"]))
         print("\n".join(facts["notes"]))
         if checkpoint is not None:
@@ -135,12 +152,15 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < trainer.state.max_steps:
         return trainer  # stopped by a signal; the checkpoint is there
-    trainer.save_model()
+    with told_when_full(Path(config.output_dir)):
+        trainer.save_model()
     if trainer.is_world_process_zero():
         facts |= circumstances(config) | {"seconds": round(time.time() - started, 1), "log": trainer.state.log_history}
         facts["resumed_from"] = None if checkpoint is None else checkpoint.name
         if trainer.stream is not None:
             facts["data"]["dropped_by_this_process"] = trainer.position.all_rejected
+            facts["data"]["cut_by_this_process"] = cut = trainer.position.num_cut
+            print(f"{cut:,} conversations that this process read were longer than {longest(config):,} tokens and cut")
         write_atomically(Path(config.output_dir) / FINISHED, json.dumps(facts, indent=1, default=str))
     return trainer
 
@@ -159,7 +179,7 @@ def make_trainer(
     peft_config = lora_config(model, model_config) if model_config.use_peft else None
     packing, epochs, cached, stream = config.packing, 1, None, None
     trees = TreeCollator(processor, choose_layout(config, model)) if packing or held_out else None
-    facts["notes"] = []
+    facts["notes"], callbacks = [], []
     if isinstance(data, Streamed):
         rows, collator, stream = None, trees, stream_rows(config, data, processor)
     elif packing:
@@ -167,6 +187,7 @@ def make_trainer(
         rows, collator = plan(config, data, processor, rows_per_step, epochs), trees
         facts["plan"] = asdict(rows.plan.summary)
         facts["notes"].append(str(rows.plan.summary))
+        callbacks.append(EpochEnds(rows.plan))
         config.num_train_epochs, config.train_sampling_strategy = 1, "sequential"
     else:
         rows, collator = usable_rows(data), PaddedCollator(processor, longest(config))
@@ -174,7 +195,7 @@ def make_trainer(
         cached, facts["image_features"] = cache_features(config, rows, model, processor)
         collator = replace(collator, features=cached)
         facts["notes"].append(format_facts(facts["image_features"]))
-    collate, callbacks, eval_dataset = CollateNumbered(rows, collator), [], None
+    collate, eval_dataset = CollateNumbered(rows, collator), None
     if held_out:
         config.per_device_eval_batch_size = config.per_device_train_batch_size
         rows_at_once = config.world_size * config.per_device_eval_batch_size
@@ -238,14 +259,24 @@ def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
         )
     if model_config.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing. Give the checkpoint of `llava build` or of stage 1.")
+    if Path(model_config.model_name_or_path, "adapter_config.json").is_file():
+        raise ValueError(
+            f"`model_name_or_path` is `{model_config.model_name_or_path}`, a LoRA adapter and no model: fold it into "
+            f"its base with `llava merge --adapter {model_config.model_name_or_path} --out DIR`, and give DIR."
+        )
+    if config.attention in ("varlen", "flex") and config.device.type == "cpu":
+        raise ValueError(
+            f"`attention: {config.attention}` needs a GPU, and this run is on the CPU. Leave it out (`auto` chooses "
+            "`segments` here), or give `segments` or `mask`."
+        )
     if Path(model_config.model_name_or_path).resolve() == Path(config.output_dir).resolve():
         raise ValueError(f"`output_dir` is `{config.output_dir}`, the checkpoint to start from. Give another place.")
 
 
-def find_checkpoint(config: TrainConfig) -> Path | None:
+def find_checkpoint(config: TrainConfig, run: dict[str, Any]) -> Path | None:
     given = config.resume_from_checkpoint
     if isinstance(given, str) and given.lower() not in ("true", "false"):
-        return Path(given)
+        return given_checkpoint(Path(given), run)
     return last_complete_checkpoint(config.output_dir)
 
 
@@ -255,7 +286,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     config, model_config = parser().parse_args_and_config(argv)
-    train(config, model_config)
+    trainer = train(config, model_config)
+    if trainer is not None and trainer.stop_on_signal.stopped_by and config.world_size == 1:
+        # As a shell has it. Among several processes, a launcher would take it for a failure, and kill the others.
+        sys.exit(128 + trainer.stop_on_signal.stopped_by)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Literal
 
 from trl import SFTConfig
 
+from recipes.train_checks import check_reporters, check_values, list_of_names, weights_of
+
 
 @dataclass
 class TrainConfig(SFTConfig):
@@ -22,7 +24,15 @@ class TrainConfig(SFTConfig):
         metadata={"help": "Data sets to learn from: .jsonl or .parquet files, saved data sets, Hub ids. Required."},
     )
     data_weights: list[float] | None = field(
-        default=None, metadata={"help": "How often each data set is seen in an epoch: 2 twice, 0.5 a seeded half."}
+        default=None,
+        metadata={
+            "help": "How often each data set is seen in an epoch: 1 once, 2 twice, 0.5 a seeded half. Of streams, the "
+            "share of conversations from each."
+        },
+    )
+    data_rows: list[int] | None = field(
+        default=None,
+        metadata={"help": "Instead of `data_weights`: how many rows of each data set are seen in an epoch."},
     )
     streaming: bool = field(
         default=False,
@@ -78,29 +88,38 @@ class TrainConfig(SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
 
     def __post_init__(self):
+        check_values(self)
+        self.data = list_of_names("data", self.data)
+        if self.eval_data:
+            self.eval_data = list_of_names("eval_data", self.eval_data)
         if self.eval_data and self.eval_strategy == "no":
             self.eval_strategy = "steps"
             self.eval_steps = self.eval_steps or 0.1
         super().__post_init__()
-        for name in ("stage", "data"):
-            if not getattr(self, name):
-                raise ValueError(f"`{name}` is missing. Give it in the YAML or on the command line.")
-        if self.data_weights is not None and len(self.data_weights) != len(self.data):
-            raise ValueError(
-                f"`data_weights` has {len(self.data_weights)} numbers for {len(self.data)} data sets. Give one each."
-            )
-        if self.packing and not self.max_length:
-            raise ValueError("`packing` needs `max_length`, the tokens in a row. Give it, or set `packing: false`.")
-        if self.packing and self.num_train_epochs != int(self.num_train_epochs):
-            raise ValueError(
-                f"`num_train_epochs` is {self.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
-            )
+        check_reporters(self.report_to)
+        if self.data_weights is not None:  # 1 in a YAML is a weight as 1.0 is; to `mix` it would be a row
+            self.data_weights = weights_of("data_weights", self.data_weights, len(self.data), whole=False)
+        if self.data_rows is not None:
+            self.data_rows = weights_of("data_rows", self.data_rows, len(self.data), whole=True)
+        if self.data_weights is not None and self.data_rows is not None:
+            raise ValueError("`data_weights` and `data_rows` say the same thing in two ways. Leave one of them out.")
+        self._check_packing()
         if self.eval_strategy != "no" and not self.eval_data:
             raise ValueError(
                 "`eval_strategy` needs `eval_data`, the held-out conversations. Give it, or leave it out."
             )
         self._check_streaming()
         self._check_cache()
+
+    def _check_packing(self) -> None:
+        if self.packing and not self.max_length:
+            raise ValueError("`packing` needs `max_length`, the tokens in a row. Give it, or set `packing: false`.")
+        if self.eval_data and not self.max_length:
+            raise ValueError("`eval_data` is laid out in rows of `max_length` tokens. Give `max_length`.")
+        if self.packing and self.num_train_epochs != int(self.num_train_epochs):
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs}. With `packing` give whole epochs, or `max_steps`."
+            )
 
     def _check_streaming(self) -> None:
         if not self.streaming:
@@ -109,6 +128,11 @@ class TrainConfig(SFTConfig):
             raise ValueError("`streaming` needs `max_steps`: a stream does not say how long it is.")
         if not self.packing:
             raise ValueError("`streaming` goes with `packing`. Leave one of `streaming: true`, `packing: false` out.")
+        if self.data_rows is not None:
+            raise ValueError("`data_rows` goes without `streaming`: give `data_weights`, the share of each stream.")
+        for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+            if getattr(self, name) == "epoch":
+                raise ValueError(f"`{name}: epoch` goes without `streaming`: a stream has no epochs. Use `steps`.")
         self.ignore_data_skip = True  # a checkpoint has the position in the stream
 
     def _check_cache(self) -> None:

@@ -1,5 +1,7 @@
 """Loads the data sets of a training run, whole or as streams, and mixes them."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from datasets import (
@@ -15,7 +17,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from processing.mixing import mix
+from processing.mixing import count_rows, mix
 
 
 UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
@@ -24,9 +26,9 @@ COLUMNS = ("id", "image_id", "messages", "images")
 STREAM_SHARDS = 64  # of a saved data set that is read as a stream: what processes and workers are dealt
 
 
-def load_rows(data: str, image_root: str | None = None, skip_missing: bool = False) -> Dataset:
-    """Rows with `messages`, `images` and `id`, pictures unopened; missing ones are an error unless they are skipped
-    later, when conversations are encoded."""
+def load_rows(data: str, image_root: str | None = None, look_for_files: bool = True) -> Dataset:
+    """Rows with `messages`, `images` and `id`, pictures unopened; one whose file is missing is an error, unless files
+    are not looked for: another process does, or they are opened when conversations are encoded."""
     rows = _load(data, streaming=False)
     if not len(rows):
         raise ValueError(f"`{data}` has no rows. Check how it was written.")
@@ -35,8 +37,11 @@ def load_rows(data: str, image_root: str | None = None, skip_missing: bool = Fal
         rows = rows.remove_columns("images")
     if has_paths(rows.features):
         root = image_root or ""
-        rows = rows.map(lambda row: {"images": [str(Path(root, image)) for image in row["images"] or []]})
-        if not skip_missing:
+        rows = rows.map(
+            lambda batch: {"images": [[str(Path(root, one)) for one in images or []] for images in batch["images"]]},
+            batched=True,
+        )
+        if look_for_files:
             check_files(rows, data, image_root)
         rows = rows.cast_column("images", UNOPENED)
     elif "images" in rows.column_names:
@@ -112,25 +117,34 @@ def has_paths(features: Features) -> bool:
 
 def check_files(rows: Dataset, data: str, image_root: str | None) -> None:
     """Every picture is there, before the first step; whether it can be opened shows when its row comes up."""
-    names = [name for images in rows["images"] for name in images]
-    missing = [name for name in names if not Path(name).is_file()]
+    names: Counter[str] = Counter()
+    for batch in rows.select_columns(["images"]).with_format("arrow").iter(batch_size=10_000):
+        names.update(batch["images"].combine_chunks().flatten().to_pylist())
+    missing = [name for name in names if not os.path.isfile(name)]
     if missing:
+        count = sum(names[name] for name in missing)
         raise ValueError(
-            f"{len(missing):,} of the {len(names):,} pictures of `{data}` do not exist, such as `{missing[0]}`. Check "
+            f"{count:,} of the {names.total():,} pictures of `{data}` do not exist, such as `{missing[0]}`. Check "
             f"`image_root` (now {image_root!r})."
         )
 
 
 def load_mixture(
-    data: list[str], weights: list[float] | None, image_root: str | None, seed: int, skip_missing: bool
+    data: list[str], weights: list[float] | None, image_root: str | None, seed: int, look_for_files: bool
 ) -> tuple[Dataset, list[dict]]:
     """All data sets as one, and what each is: its rows and fingerprint."""
-    loaded = [load_rows(name, image_root, skip_missing) for name in data]
+    loaded = [load_rows(name, image_root, look_for_files) for name in data]
     facts = [
-        {"data": name, "rows": len(rows), "fingerprint": rows._fingerprint, "weight": weight}
+        {
+            "data": name,
+            "rows": len(rows),
+            "fingerprint": rows._fingerprint,
+            "weight": weight,
+            "rows_in_mixture": count_rows(weight, len(rows)),
+        }
         for name, rows, weight in zip(data, loaded, weights or [1.0] * len(data), strict=True)
     ]
-    return mix(loaded, weights, seed), facts
+    return mix(loaded, weights, seed, data), facts
 
 
 def load_streams(

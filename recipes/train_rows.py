@@ -42,7 +42,8 @@ class Encoded:
     def as_dict(self) -> dict[str, Any]:
         """For `training.json`: what was dropped, by reason, with examples."""
         reasons = {reason: {"number": len(ids), "such_as": ids[:5]} for reason, ids in self.report.reasons.items()}
-        return {"sources": self.sources, "conversations": self.report.num_rows, "dropped": reasons}
+        cut = {"conversations": self.report.num_cut, "tokens": self.report.tokens_cut}
+        return {"sources": self.sources, "conversations": self.report.num_rows, "dropped": reasons, "cut": cut}
 
 
 @dataclass
@@ -68,7 +69,9 @@ def encode_data(
 ) -> Encoded:
     """Encodes everything before the first step; the first process of a machine does it, the others read its result."""
     with config.main_process_first(desc="encoding conversations"):
-        rows, sources = load_mixture(data, weights, config.image_root, config.seed, config.skip_invalid)
+        # Files are looked for once a machine, and not at all where every picture is opened.
+        look_for_files = not config.skip_invalid and config.local_process_index == 0
+        rows, sources = load_mixture(data, weights, config.image_root, config.seed, look_for_files)
         processes = config.dataset_num_proc or min(len(rows) // ROWS_PER_PROCESS, torch.get_num_threads())
         encoded, report = encode_rows(
             rows,
@@ -76,6 +79,7 @@ def encode_data(
             longest(config),
             num_proc=processes if processes > 1 else None,
             skip_invalid=config.skip_invalid,
+            parts=[(source["data"], source["rows_in_mixture"]) for source in sources],
         )
     return Encoded(rows, encoded, report, sources)
 
@@ -83,7 +87,7 @@ def encode_data(
 def load_data(config: TrainConfig, processor: LlavaProcessor) -> Encoded | Streamed:
     if config.streaming:
         return Streamed(*load_streams(config.data, config.data_weights, config.image_root, config.seed))
-    return encode_data(config, processor, config.data, config.data_weights)
+    return encode_data(config, processor, config.data, config.data_rows or config.data_weights)
 
 
 def longest(config: TrainConfig) -> int | None:
@@ -123,6 +127,7 @@ def stream_rows(config: TrainConfig, found: Streamed, processor: LlavaProcessor)
         rank=config.process_index,
         world_size=config.world_size,
         skip_invalid=config.skip_invalid,
+        called=", ".join(f"`{source['data']}`" for source in found.sources),
     )
 
 
@@ -151,7 +156,7 @@ class CollateStreamed:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         worker = torch.utils.data.get_worker_info()
         stream = self.stream if worker is None else worker.dataset
-        position = {"state": stream.state_dict(), "rejected": dict(stream.rejected)}
+        position = {"state": stream.state_dict(), "rejected": dict(stream.rejected), "cut": stream.num_cut}
         return collate(rows, self.collator) | {"position": position}
 
 
@@ -173,19 +178,26 @@ class StreamPosition:
         first = stream.rank * self.num_workers
         self.states: list[dict] = [{"lane": first + i, "lanes": lanes} for i in range(self.num_workers)]
         self.rejected: list[dict[str, int]] = [{} for _ in range(self.num_workers)]
+        self.cut = [0] * self.num_workers
         self.next = 0
         self.rejected_before: Counter[str] = Counter()
+        self.cut_before = 0
 
     def passed(self, position: dict[str, Any]) -> None:
         self.states[self.next], self.rejected[self.next] = position["state"], position["rejected"]
+        self.cut[self.next] = position["cut"]
         self.next = (self.next + 1) % self.num_workers
 
     @property
     def all_rejected(self) -> Counter[str]:
         return sum(map(Counter, self.rejected), Counter(self.rejected_before))
 
+    @property
+    def num_cut(self) -> int:
+        return self.cut_before + sum(self.cut)
+
     def save(self, folder: Path, rank: int) -> None:
-        state = {"workers": self.states, "next": self.next, "rejected": self.all_rejected}
+        state = {"workers": self.states, "next": self.next, "rejected": self.all_rejected, "cut": self.num_cut}
         (folder / f"stream-{rank}.json").write_text(json.dumps(state))
 
     def load(self, folder: Path, rank: int, stream: StreamingRows) -> None:
@@ -195,7 +207,7 @@ class StreamPosition:
                 f"`{folder}` has no position in the stream for process {rank}. Continue with as many as before."
             )
         state = json.loads(path.read_text())
-        self.rejected_before = Counter(state.pop("rejected"))
+        self.rejected_before, self.cut_before = Counter(state.pop("rejected")), state.pop("cut")
         # A new dataloader begins with its first worker, which gets the lane whose turn it is.
         workers = state["workers"]
         self.states = [workers[(state["next"] + i) % len(workers)] for i in range(len(workers))]

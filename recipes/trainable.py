@@ -1,5 +1,7 @@
 """Which parts of a model learn, and at what rate: by stage, with LoRA or in full."""
 
+import re
+
 import torch
 from peft import LoraConfig
 from torch import nn
@@ -48,13 +50,8 @@ def train_used_part_of_tower(model: LlavaForConditionalGeneration) -> None:
 def lora_config(model: LlavaForConditionalGeneration, model_config: ModelConfig) -> LoraConfig:
     """LoRA on the linear layers of the language model, never on the tower; the projector is trained in full."""
     targets = model_config.lora_target_modules
-    if targets is None or targets == "all-linear":
-        linear = {
-            name.split(".")[-1]
-            for name, module in model.model.language_model.named_modules()
-            if isinstance(module, nn.Linear) or "Linear" in type(module).__name__
-        }
-        targets = rf".*language_model.*\.({'|'.join(sorted(linear))})"
+    if targets is None or targets == "all-linear" or isinstance(targets, list) or re.fullmatch(r"[\w.]+", targets):
+        targets = _in_language_model(model, targets)  # a regular expression is taken as it is
     return LoraConfig(
         r=model_config.lora_r,
         lora_alpha=model_config.lora_alpha,
@@ -65,6 +62,24 @@ def lora_config(model: LlavaForConditionalGeneration, model_config: ModelConfig)
         use_dora=model_config.use_dora,
         task_type="CAUSAL_LM",
     )
+
+
+def _in_language_model(model: LlavaForConditionalGeneration, names: list[str] | str | None) -> str:
+    """The layers of these names, or all linear ones, but none of the tower, whose layers are called the same."""
+    modules = dict(model.model.language_model.named_modules())
+    linear = {
+        name.split(".")[-1]
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) or "Linear" in type(module).__name__
+    }
+    chosen = linear if names in (None, "all-linear") else {names} if isinstance(names, str) else set(names)
+    unknown = {n for n in chosen if not any(f".{name}".endswith(f".{n}") for name in modules)}
+    if unknown:
+        raise ValueError(
+            f"`lora_target_modules` has `{min(unknown)}`, which no layer of the language model is called. Its linear "
+            f"layers are {', '.join(sorted(linear))}."
+        )
+    return rf".*language_model.*\.({'|'.join(re.escape(name) for name in sorted(chosen))})"
 
 
 def trainable_table(model: nn.Module, config: TrainConfig) -> list[dict]:

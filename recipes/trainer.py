@@ -1,8 +1,7 @@
 """TRL's `SFTTrainer` for planned rows: in their order, a learning rate per part, checkpoints whole or not at all."""
 
+import json
 import shutil
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from processing.streaming import StreamingRows
 from recipes.checkpoints import delete_old_checkpoints, load_weights, mark_complete
+from recipes.run_folder import told_when_full
 from recipes.throughput import Meter
 from recipes.train_config import TrainConfig
 from recipes.train_rows import CollateStreamed, StreamPosition
+from recipes.trainer_callbacks import StopOnSignal
 
 
 class LlavaTrainer(SFTTrainer):
@@ -134,9 +135,17 @@ class LlavaTrainer(SFTTrainer):
         self.state.epoch = passes
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        # The loop looks at `max_steps` after a step: from a checkpoint of the last one it would go one too far.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+        if self.state.global_step >= self.state.max_steps:
+            # The loop looks at `max_steps` after a step: from a checkpoint of the last one it would go one too far,
+            # and of a stream, whose epochs have no end, it would begin the next epoch for ever.
+            self.control.should_training_stop = True
+            return
+        if kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._take_up_unlogged_loss(Path(kwargs["resume_from_checkpoint"]))
+        super()._run_epoch(*args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """None: TRL's would say what is not so, such as which data this was trained on."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._saves_whole:
@@ -159,9 +168,13 @@ class LlavaTrainer(SFTTrainer):
         if state_dict and isinstance(self.model, PreTrainedModel):
             # FSDP2 gathers tied weights one by one: equal, but not the same, so that they would be saved twice.
             state_dict = {name: t for name, t in state_dict.items() if name not in self.model.all_tied_weights_keys}
+        folder = Path(output_dir or self.args.output_dir)
+        had_card = (folder / "README.md").exists()
         super()._save(output_dir, state_dict)
+        if not had_card:
+            (folder / "README.md").unlink(missing_ok=True)  # peft's, a form that nobody has filled in
         # A pickle of the configuration, which `training.json` has as text.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -170,56 +183,34 @@ class LlavaTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)  # deletes no old one before the new one is whole
+            with told_when_full(folder):
+                super()._save_checkpoint(model, trial)  # deletes no old one before the new one is whole
+                self._save_unlogged_loss(folder)
+                if self.position is not None:
+                    self.position.save(folder, self.args.process_index)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    mark_complete(folder, self.state.global_step)
+        except Exception:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)  # what there is of it takes space and is of no use
+            raise
         finally:
             self.args.save_total_limit = limit
-        if self.position is not None:
-            self.position.save(folder, self.args.process_index)
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(folder, self.state.global_step)
             best = self.state.best_model_checkpoint
             delete_old_checkpoints(self.args.output_dir, limit, {folder} | ({Path(best)} if best else set()))
 
+    def _save_unlogged_loss(self, folder: Path) -> None:
+        """The sum of this process since the last line of the log, which a next line is the mean of."""
+        since = {"loss": self._tr_loss.item(), "last_logged": self._globalstep_last_logged}
+        (folder / f"loss-{self.args.process_index}.json").write_text(json.dumps(since))
 
-class StopOnSignal(TrainerCallback):
-    """SIGTERM (a preempted job) and SIGINT: the step ends, a checkpoint is saved, the run stops.
-
-    Signals are received within `with`; before and after they do what they did.
-    """
-
-    def __init__(self):
-        self.received: str | None = None
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopOnSignal":
-        if threading.current_thread() is threading.main_thread():  # others may not receive signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self.before = {}
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received:
-            raise KeyboardInterrupt  # a second one does not wait
-        self.received = signal.Signals(number).name
-
-    def on_step_end(self, args: TrainConfig, state: TrainerState, control: TrainerControl, **kwargs) -> TrainerControl:
-        if self._received_by_any(args.device):
-            if state.is_world_process_zero:
-                name = self.received or "signal to another process"
-                print(f"{name}: saving step {state.global_step} of {state.max_steps} and stopping")
-            control.should_save = control.should_training_stop = True
-        return control
-
-    def _received_by_any(self, device: torch.device) -> bool:
-        """A signal reaches the processes of a run at different steps, if all of them: they stop at the same one."""
-        if not torch.distributed.is_initialized():
-            return self.received is not None
-        flag = torch.tensor(float(self.received is not None), device=device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return flag.item() > 0
+    def _take_up_unlogged_loss(self, folder: Path) -> None:
+        saved = [json.loads(file.read_text()) for file in sorted(folder.glob("loss-*.json"))]
+        mean = sum(since["loss"] for since in saved) / len(saved)
+        own = folder / f"loss-{self.args.process_index}.json"
+        # Of as many processes as before each takes up its own, and the log is the same to the last bit.
+        self._tr_loss += json.loads(own.read_text())["loss"] if len(saved) == self.args.world_size else mean
+        self._total_loss_scalar -= mean  # the summary at the end is of the steps since then
+        self._globalstep_last_logged = saved[0]["last_logged"]

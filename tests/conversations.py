@@ -41,7 +41,7 @@ def encoded_dataset(records):
     rows = {column: [] for column in ENCODED}
     for number, (ids, answers, key) in enumerate(records):
         num_images = ids.count(2)
-        values = (str(number), ids, answers, len(ids) + 3 * num_images, num_images, key, "" if ids else "why not")
+        values = (str(number), ids, answers, len(ids) + 3 * num_images, num_images, key, 0, "" if ids else "why not")
         for column, value in zip(ENCODED, values, strict=True):
             rows[column].append(value)
     return Dataset.from_dict(rows, features=ENCODED)

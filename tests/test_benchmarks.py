@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import forward
+from benchmarks import forward, quickstart_seeds
 
 
 def test_the_benchmark_of_the_model_runs(tmp_path, capsys):
@@ -60,3 +60,16 @@ def test_every_shape_is_a_model(shape):
     assert ours.num_parameters() == stock.num_parameters()
     if shape in ("0.5b", "7b"):
         assert ours.num_parameters() / 1e9 == pytest.approx({"0.5b": 0.93, "7b": 7.06}[shape], abs=0.1)
+
+
+def test_seeds_are_put_side_by_side(tmp_path, capsys):
+    for seed, share in ((0, 0.9), (1, 1.0)):
+        score = {"questions": 2, "right": share, "mean": share, "by_kind": {"colour": share}}
+        run = {"seed": seed, "tiny": False, "questions_per_kind": 2, "scores": {"stage 2": score}}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / f"{seed}/results.json").write_text(json.dumps(run))
+    quickstart_seeds.main([str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path)])
+    assert "| colour | 95.0 (90.0 to 100.0) |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "quickstart_seeds.json").read_text())["seeds"] == [0, 1]
+    with pytest.raises(SystemExit):
+        quickstart_seeds.main([str(tmp_path / "0"), str(tmp_path / "0")])

@@ -1,15 +1,19 @@
 """The micro language model's dialogues: what is learned, what sees what, and that a seed decides it all."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
 
-from data_generation.microworld.questions import ask
+from data_generation.microworld.questions import all_questions, ask
 from data_generation.microworld.scene import CELLS, COLOURS, HELD_OUT, SHAPES, SIZES, make_scene
 from data_generation.microworld.wordings import KINDS
 from data_generation.microworld.words import NUMBERS
+from processing import load_template
+from processing.encoding import encode_messages
 from recipes.micro import language
 from recipes.micro.dialogues import (
     LENGTH,
@@ -20,20 +24,31 @@ from recipes.micro.dialogues import (
     collate,
     draw_row,
     drill,
+    questions_of,
     scene_for,
     start_row,
     tell,
 )
-from recipes.micro.language import EVERYTHING, LESSONS, answer_logits, measure, new_language_model, train_language
-from recipes.micro.vocabulary import train_tokenizer
+from recipes.micro.language import (
+    CORE,
+    EVERYTHING,
+    LESSONS,
+    Progress,
+    answer_logits,
+    choose_next,
+    measure,
+    new_language_model,
+    train_language,
+)
+from recipes.micro.vocabulary import cell_words, new_tokenizer
 
 
-FORMS = ("list", "shuffled", "told", "captions")
+FORMS = ("list", "shuffled", "told", "captions", "cells")
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer()
+    return new_tokenizer()
 
 
 @pytest.fixture
@@ -46,12 +61,58 @@ def rows_of(lesson, tokenizer, count, seed=0):
     return [draw_row(lesson, lesson.kinds, tokenizer, rng) for _ in range(count)]
 
 
+def test_each_word_of_the_world_is_one_token_and_any_text_can_be_written(tokenizer):
+    rng = random.Random(0)
+    bytes_ = {tokenizer.convert_tokens_to_ids(token) for token in ByteLevel.alphabet()}
+    for i in range(40):
+        things = make_scene("train", i).things
+        texts = [tell(things, form, rng) for form in FORMS]
+        for question in all_questions(things):
+            texts.append(f"{question.text} ASSISTANT: {question.answer}</s>USER: {question.text} ASSISTANT:")
+        texts += [f"{question} ASSISTANT:" for which in ("brief", "detailed") for question in questions_of(which)]
+        for text in texts:
+            text = f"<s>USER:  {text}"
+            tokens = tokenizer.convert_ids_to_tokens(ids := tokenizer(text).input_ids)
+            assert tokenizer.decode(ids) == text
+            # A sign alone is its byte.
+            letters = [token for token, i in zip(tokens, ids, strict=True) if i in bytes_ and token.isalpha()]
+            assert set(letters) <= {"I", "Ġ", "Ċ"}, text
+    wanted = ["Ġat", "Ġthe", "Ġtop-left", ".", "Ċ", "What", "Ġis", "ĠASSISTANT:", "ĠA"]
+    assert tokenizer.tokenize(" at the top-left.\nWhat is ASSISTANT: A") == wanted
+    for text in ("a café, 12 %", "  two  spaces\n\n", "I can't", "top-leftish"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_a_picture_stands_where_a_scene_is_told(tokenizer):
+    """The tokens of a built LLaVA's prompt, but for the picture, are those that are learned here."""
+    tokenizer = new_tokenizer()  # gets an image token
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the ring?"}]}]
+    said = [{"role": "assistant", "content": [{"type": "text", "text": "At the top."}]}]
+    more = [{"role": "user", "content": [{"type": "text", "text": "How big is the ring?"}]}]
+    encoded = encode_messages([*asked, *said, *more, *said], tokenizer, load_template("vicuna_v1", ""), "<image>", 9)
+    row = start_row(tell(make_scene("train", 0).things, "cells", random.Random(0)), tokenizer)
+    row.is_chained = True
+    for question in ("Where is the ring?", "How big is the ring?"):
+        assert add(row, answered("where", question, "At the top."), tokenizer)
+    ours = [*row.prefix, *(i for ids, _ in row.branches for i in ids)]
+    labels = [UNLEARNED] * len(row.prefix) + [i for _, learned in row.branches for i in learned]
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    places = [i for i, token in enumerate(encoded.input_ids) if token == image]
+    assert places == list(range(3, 12))
+    assert [image if i in places else token for i, token in enumerate(ours)] == encoded.input_ids
+    assert labels == encoded.labels
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_tells_every_fact(form):
     rng = random.Random(0)
     for i in range(30):
         things = make_scene("train", i).things
         words = tell(things, form, rng).lower().replace(",", " ").replace(".", " ").replace(";", " ").split()
+        if form == "cells":
+            assert len(words) == len(CELLS)
+            words = [part for word in words for part in cell_words()[word]]
         for thing in things:
             assert {thing.colour, thing.size, CELLS[thing.cell]} <= set(words)
             assert {thing.shape, f"{thing.shape}s", f"{thing.shape}es"} & set(words)
@@ -83,7 +144,7 @@ def test_a_batch_has_one_length_and_learns_answers_only(lesson, tokenizer):
         elif kind == "retelling":
             assert text.startswith(" ") and text.endswith(";")
         else:
-            before = tokenizer.decode(batch.input_ids[number, start - 2 : start])
+            before = tokenizer.decode(batch.input_ids[number, start - 1 : start])
             assert before == " ASSISTANT:" and text.endswith("</s>") and text.startswith(" ")
     assert torch.equal(batch.labels != UNLEARNED, in_answers)
     assert torch.equal(batch.labels[in_answers], batch.input_ids[in_answers])
@@ -171,7 +232,7 @@ def test_five_steps_lower_the_loss(tokenizer, monkeypatch):
 def test_the_seed_decides_everything_and_a_checkpoint_goes_on_alike(tokenizer, few_rows, monkeypatch, tmp_path):
     monkeypatch.setattr(language, "WINDOW", 2)
     monkeypatch.setattr(language, "EVERY", 2)
-    monkeypatch.setattr(language, "PASS", -1.0)  # through all lessons
+    monkeypatch.setattr(language, "LESSONS", [replace(lesson, passed=-1.0) for lesson in LESSONS])
     said = []
 
     def stop(line):
@@ -188,6 +249,26 @@ def test_the_seed_decides_everything_and_a_checkpoint_goes_on_alike(tokenizer, f
     for (name, a), b, c in zip(one.named_parameters(), again.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
         assert a.ndim == 1 or not torch.equal(a, c)
+
+
+def test_a_lesson_ends_when_it_is_passed_or_has_been_long(monkeypatch):
+    first = replace(LESSONS[0], passed=0.9, longest=4 * language.WINDOW)
+    monkeypatch.setattr(language, "LESSONS", [first, LESSONS[-1]])
+
+    def lesson_after(since, share):
+        progress = Progress(since=since)
+        choose_next(progress, dict.fromkeys(CORE, share))
+        return progress.lesson
+
+    window = language.WINDOW
+    assert [lesson_after(window, 0.95), lesson_after(window - 1, 0.95), lesson_after(window, 0.85)] == [1, 0, 0]
+    assert [lesson_after(4 * window, 0.1), lesson_after(3 * window, 0.1)] == [1, 0]
+
+
+def test_what_is_answered_worst_is_asked_most():
+    progress = Progress(lesson=len(LESSONS) - 1)
+    choose_next(progress, dict.fromkeys(KINDS, 1.0) | {"count": 0.0})
+    assert progress.weights["count"] > 5 * progress.weights["colour"] > 0
 
 
 def test_what_is_measured_is_what_generation_writes(tokenizer):

@@ -1,13 +1,24 @@
-"""Scenes that differ from another in one fact: what a caption has to tell apart."""
+"""Scenes to learn to see from: with few objects at first, and others that differ in one fact."""
 
 import random
 from collections.abc import Collection
 from dataclasses import replace
 
-from .scene import CELLS, COLOURS, SHAPES, SIZES, Scene, Thing, place, split_of
+from .scene import CELLS, COLOURS, SHAPES, SIZES, Scene, Thing, make_scene, place, split_of
 
 
 LOOKS: dict[str, Collection[str]] = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
+
+
+def draw_few(rng: random.Random, most: int) -> Scene:
+    """A scene of `train`, any `most` of its objects at most: one alone is what `make_scene` never shows."""
+    while True:
+        scene = make_scene("train", rng.randrange(2**31))
+        number = min(most, len(scene.things))
+        chosen = sorted(rng.sample(range(len(scene.things)), number))
+        things = tuple(scene.things[i] for i in chosen)
+        if split_of(things) == scene.split:
+            return replace(scene, things=things, places=tuple(scene.places[i] for i in chosen))
 
 
 def variant(scene: Scene, rng: random.Random) -> Scene:

@@ -1,11 +1,13 @@
 """What the micro language model reads: scenes told in words, and what is asked about them.
 
-    <s>USER: {scene}\\n                      the prefix
+    <s>USER:  {scene}\\n                     the prefix
     {question} ASSISTANT: {answer}</s>      a branch, of several; each sees the prefix and itself
 
-Rows have one length and are filled with branches, so that little of a batch is padding.
+It is what `llava build --template vicuna_v1 --system ""` writes, with the scene in the place of a picture. Rows have
+one length and are filled with branches, so that little of a batch is padding.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from data_generation.microworld.questions import ask
 from data_generation.microworld.scene import CELLS, COLOURS, HELD_OUT, SHAPES, Thing, make_scene
 from data_generation.microworld.words import NUMBERS, captions, named, plural, telling
 from data_generation.prompting import load_questions
+
+from .vocabulary import cell_word
 
 
 LENGTH = 192  # of a row: a prefix of 20 to 90 tokens and five to twelve branches
@@ -44,6 +48,8 @@ class Lesson:
     chained: float  # share of rows that are one conversation of several turns
     kinds: dict[str, float]
     forms: dict[str, float]
+    passed: float = 0.9  # share of the answers to `CORE` with which the next lesson comes
+    longest: float = math.inf  # steps after which it comes anyway
 
 
 @dataclass(slots=True)
@@ -72,7 +78,10 @@ class Batch:
 
 
 def tell(things: Sequence[Thing], form: str, rng: random.Random) -> str:
-    """A scene in words, with all its facts."""
+    """A scene in words, with all its facts. `cells` is the form nearest to a picture: nine words, a cell each."""
+    if form == "cells":
+        looks = {thing.cell: (thing.size, thing.colour, thing.shape) for thing in things}
+        return " ".join(cell_word(cell, looks.get(cell)) for cell in range(len(CELLS)))
     if form == "list":
         return " ".join(f"{named(thing)} {CELLS[thing.cell]};" for thing in things)
     if form == "shuffled":
@@ -189,7 +198,8 @@ def draw_row(lesson: Lesson, weights: dict[str, float], tokenizer: PreTrainedTok
 
 
 def start_row(scene: str, tokenizer: PreTrainedTokenizerFast) -> Row:
-    return Row(encode(f"<s>USER: {scene}\n", tokenizer))
+    # Two spaces, since the template's own is a token where a picture follows it: so it is met here too.
+    return Row(encode(f"<s>USER:  {scene}\n", tokenizer))
 
 
 def add(row: Row, branch: Branch, tokenizer: PreTrainedTokenizerFast, room: int = LENGTH) -> bool:

@@ -1,0 +1,86 @@
+"""The folder of a run: one run at a time writes into it, and a disk that is full is told in a sentence."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from safetensors import SafetensorError
+
+
+LOCK = ".running"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def alone_in(folder: Path, is_main: bool) -> Iterator[None]:
+    """Keeps a second run out, for as long as the main process lives: the kernel takes a lock back from a killed one.
+
+    Not `flock`, which the workers of a dataloader would inherit, and hold on to where their parent was killed.
+    """
+    if not is_main:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _lock(folder)
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    while True:
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            who = file.read()
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"Another run writes into `{folder}` ({who}). Wait until it has ended, stop it, or give another "
+                    "`output_dir`."
+                ) from error
+            raise ValueError(f"`{folder}` cannot be locked: {error}. Give an `output_dir` on another disk.") from error
+        try:
+            is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+        except FileNotFoundError:
+            is_there = False
+        if is_there:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # a run that ended took its file away between our opening and locking it
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """safetensors and torch name neither the file nor, in torch's case, the reason."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        written = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+        last = max(written, key=lambda file: file.stat().st_mtime_ns, default=folder)
+        raise ValueError(
+            f"No space is left on the disk of `{folder}`; the last file that was begun is `{last}`. Make space and "
+            "start the same command again: it goes on from the last complete checkpoint. `save_total_limit` keeps "
+            "fewer of them."
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if isinstance(error.__context__, OSError) and error.__context__.errno in FULL:
+        return True  # torch's writer fails a second time while it closes the file
+    return any(f"os error {number}" in str(error) for number in FULL) or "PytorchStreamWriter failed" in str(error)
