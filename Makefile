@@ -12,7 +12,7 @@ install: .venv/.installed
 	touch $@
 
 quickstart: install
-	$(BIN)/python -m recipes.quickstart
+	$(BIN)/llava quickstart
 
 test: install
 	$(BIN)/python -m pytest

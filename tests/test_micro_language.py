@@ -282,7 +282,7 @@ def test_what_is_measured_is_what_generation_writes(tokenizer):
         assert add(row, answered(question.kind, question.text, question.answer), tokenizer, 512)
     batch = collate([row], tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(14):
+    for _ in range(30):
         logits, labels, _ = answer_logits(model, batch)
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()

@@ -37,16 +37,16 @@ LOOKING_UP = dict.fromkeys((*CORE, "size"), 1.0) | {"exist": 0.5, "drill": 2.0, 
 EVERYTHING = dict.fromkeys(KINDS, 1.0) | dict.fromkeys(("same", "remove", "more", "move"), 0.6)
 EVERYTHING |= {"detail": 0.25, "brief": 0.25, "caption": 0.1, "drill": 2.0, "retelling": 0.4}
 # What is learned last: to go through the objects in order, and what takes two look-ups.
-LAST = EVERYTHING | {"relation": 1.5, "same": 1.0, "move": 1.0, "brief": 1.0, "detail": 0.4, "drill": 1.0}
+HARDER = EVERYTHING | {"relation": 1.5, "same": 1.0, "move": 1.0, "brief": 1.0, "detail": 0.4, "drill": 1.0}
+HARDEST = HARDER | {"brief": 1.5, "size": 1.3, "exist": 1.3, "retelling": 0.1}
+FIRST_FORMS = {"cells": 0.3, "list": 0.1, "told": 0.45, "captions": 0.1, "shuffled": 0.05}
+LAST_FORMS = {"cells": 0.3, "list": 0.05, "told": 0.55, "captions": 0.05, "shuffled": 0.05}
 LESSONS = (
     Lesson(3, 0.85, 0.0, LOOKING_UP, {"cells": 0.4, "list": 0.6}),
     Lesson(4, 0.85, 0.0, LOOKING_UP, {"cells": 0.3, "list": 0.3, "told": 0.4}, longest=350),
-    Lesson(
-        *(4, 0.0, 0.12, EVERYTHING, {"cells": 0.3, "list": 0.1, "told": 0.45, "captions": 0.1, "shuffled": 0.05}),
-        passed=1.0,
-        longest=1700,
-    ),
-    Lesson(4, 0.0, 0.15, LAST, {"cells": 0.3, "list": 0.05, "told": 0.55, "captions": 0.05, "shuffled": 0.05}),
+    Lesson(4, 0.0, 0.12, EVERYTHING, FIRST_FORMS, passed=1.0, longest=1700),
+    Lesson(4, 0.0, 0.15, HARDER, LAST_FORMS, passed=1.0, longest=1900),
+    Lesson(4, 0.0, 0.15, HARDEST, LAST_FORMS),
 )
 
 

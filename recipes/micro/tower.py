@@ -29,10 +29,6 @@ SIDES = (SIDE, 64, 96)  # of training pictures; the processor makes them `SIDE`,
 # Probes read most of a tower that has learned nothing, too; captions it does not find.
 GATES = {"colour": 0.95, "shape": 0.9, "size": 0.95, "cell": 0.95, "object": 0.95, "caption": 0.9}
 GROUPS, VARIANTS = 16, 4
-# What the captions of a batch tell beside cells. Where colours are left out, a shape has to look alike in all of them,
-# also in those that it is never shown in; and the other way round.
-ALL = ("size", "colour", "shape")
-TOLD = (ALL, ALL, ("size", "colour"), ("size", "shape"))
 RATE, WARM_UP, DECAY = 1.2e-3, 60, 0.3  # the share of the steps in which the rate falls
 PROBED, PROBING = 3000, 300  # scenes that a measure is taken of, and steps in which a probe learns
 WINDOW = 50  # steps
@@ -72,9 +68,9 @@ def with_variants(scenes: Iterable[Scene], rng: random.Random) -> list[Scene]:
     return [each for scene in scenes for each in (scene, *(variant(scene, rng) for _ in range(VARIANTS - 1)))]
 
 
-def caption(scene: Scene, told: tuple[str, ...]) -> list[str]:
+def caption(scene: Scene) -> list[str]:
     """large red circle top small blue ring bottom-left"""
-    return [word for thing in scene.things for word in (*(getattr(thing, fact) for fact in told), CELLS[thing.cell])]
+    return [word for thing in scene.things for word in (thing.size, thing.colour, thing.shape, CELLS[thing.cell])]
 
 
 def similarities(model: CLIPModel, pixels: torch.Tensor, captions: list[list[str]]) -> torch.Tensor:
@@ -97,10 +93,9 @@ def train_tower(steps: int, seed: int, log) -> CLIPModel:
             group["lr"] = RATE * min(1.0, step / WARM_UP) * max(0.02, min(1.0, (1 - step / steps) / DECAY))
         scenes = with_variants((draw_few(rng, most) for _ in range(GROUPS)), rng)
         pixels = pixels_of(scenes, processor, rng.choices(SIDES, k=len(scenes)))
-        told = rng.choice(TOLD)
-        captions = [caption(scene, told) for scene in scenes]
+        captions = [caption(scene) for scene in scenes]
         logits = similarities(model, pixels, captions) * model.logit_scale.exp().clamp(max=100)
-        # Each of equal captions is right: scenes of few objects repeat, and not all facts are told.
+        # Each of equal captions is right: scenes of few objects repeat.
         right = torch.tensor([[one == other for other in captions] for one in captions])
         wanted = right / right.sum(1, keepdim=True)
         loss = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted)) / 2
@@ -193,7 +188,7 @@ def find_captions(model: CLIPModel) -> float:
     rng, processor, right = random.Random("find captions"), image_processor(), []
     for number in range(PROBED // (GROUPS * VARIANTS)):
         scenes = with_variants((make_scene("validation", number * GROUPS + i) for i in range(GROUPS)), rng)
-        captions = [caption(scene, ALL) for scene in scenes]
+        captions = [caption(scene) for scene in scenes]
         found = similarities(model, pixels_of(scenes, processor, [SIDE] * len(scenes)), captions).argmax(1).tolist()
         right += [captions[place] == words for place, words in zip(found, captions, strict=True)]
     return sum(right) / len(right)
