@@ -186,7 +186,10 @@ def _line(image: AnnotatedImage, name: str) -> dict:
 def llava(*words: str) -> None:
     """Runs a command as a person would, in a process of its own, and waits for it to end in its own way."""
     print("$", shlex.join(["llava", *words]), flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "recipes.cli", *words])
+    # Threads that wait for each other by spinning come to a standstill where something else runs too.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes.cli", *words], env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    )
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

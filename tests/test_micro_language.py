@@ -104,6 +104,14 @@ def test_a_picture_stands_where_a_scene_is_told(tokenizer):
     assert labels == encoded.labels
 
 
+def test_a_word_for_a_cell_begins_as_the_sum_of_what_it_is_made_of(tokenizer):
+    table = small(tokenizer).get_input_embeddings().weight
+    ids = [
+        tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in ("top-large-red-ring", "top", "large", "red", "ring")
+    ]
+    torch.testing.assert_close(table[ids[0]], table[ids[1:]].sum(0))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_tells_every_fact(form):
     rng = random.Random(0)

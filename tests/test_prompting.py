@@ -128,7 +128,7 @@ def test_a_folder_of_the_users_replaces_only_what_it_has(tmp_path):
         ("001_reply.txt", b"Question:\nWhy?", "001_reply.txt` is no good example of a reply: not-alternating"),
         ("001_context.txt", b"A cat.\n\ncat [0, 0, 1, 1]", "has the line 'cat \\[0, 0, 1, 1\\]'"),
         ("001_context.txt", b"A cat.\n\ncat: [0.5, 0, 0.25, 1]", "left of right"),
-        ("../reasonning/system.txt", b"x", "holds reasoning, reasonning; wanted some of"),
+        ("../reasonning/system.txt", b"x", "holds reasonning; wanted some of"),
     ],
 )
 def test_odd_files_are_named(tmp_path, name, content, error):

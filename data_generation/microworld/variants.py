@@ -22,8 +22,12 @@ def draw_few(rng: random.Random, most: int) -> Scene:
 
 
 def variant(scene: Scene, rng: random.Random) -> Scene:
-    """Another scene of the same split: one object of another colour, shape, size or cell, or two with their looks
-    exchanged."""
+    """Another scene: one object of another colour, shape, size or cell, or two with their looks exchanged.
+
+    It is of the same split, but that of a scene of `validation` and `test`, which may have no neighbour of its own, is
+    of any but `combinations`.
+    """
+    splits = {scene.split} if scene.split in ("train", "combinations") else {"train", "validation", "test"}
     while True:
         things = list(scene.things)
         number = rng.randrange(len(things))
@@ -39,10 +43,9 @@ def variant(scene: Scene, rng: random.Random) -> Scene:
             things[number] = replace(things[number], cell=rng.choice(free))
         else:
             things[number] = _changed(things[number], fact, rng.choice(list(LOOKS[fact])))
-        if tuple(things) != scene.things and split_of(_in_order(things)) == scene.split:
-            break
-    ordered = _in_order(things)
-    return replace(scene, things=ordered, places=tuple(place(rng, thing) for thing in ordered))
+        ordered = _in_order(things)
+        if ordered != scene.things and (split := split_of(ordered)) in splits:
+            return replace(scene, split=split, things=ordered, places=tuple(place(rng, thing) for thing in ordered))
 
 
 def _in_order(things: list[Thing]) -> tuple[Thing, ...]:

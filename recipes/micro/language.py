@@ -1,6 +1,6 @@
 """The speaking half: a Llama that learns from nothing to answer about scenes that are told in words.
 
-It reads text alone. Lessons go from look-ups in short scenes to everything that can be asked; then what is answered
+It reads text alone. Lessons go from look-ups in short scenes to everything that can be asked, where what is answered
 worst is asked most. What it knows is measured on scenes of `validation`: whole answers, exact, as greedy generation
 writes them.
 """
