@@ -47,7 +47,7 @@ class Size:
     flags: tuple[str, ...] = ()
 
 
-FULL = Size(scenes=8000, captioned=2400, per_kind=300, dialogues=200)
+FULL = Size(scenes=6500, captioned=2400, per_kind=300, dialogues=200)
 TINY = Size(scenes=40, captioned=40, per_kind=3, dialogues=3, flags=("--max_steps", "4", "--logging_steps", "1"))
 
 

@@ -21,7 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(tower, "PROBED", 40)
     monkeypatch.setattr(tower, "PROBING", 3)
     monkeypatch.setattr(language, "ROWS", 2)
-    monkeypatch.setattr(language, "measure", lambda model, tokenizer: dict.fromkeys(bases.gates("language"), 0.5))
+    monkeypatch.setattr(language, "measure", lambda *given: dict.fromkeys(bases.gates("language"), 0.5))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test", "combinations"])
@@ -125,6 +125,20 @@ def test_bases_end_to_end(small, tmp_path, monkeypatch, capsys):
     assert "vision: caption 0." in capsys.readouterr().err
     assert cli.main([*command, "--seed", "1"]) == 1
     assert "was made with 2 steps and seed 0, wanted 2 and 1." in capsys.readouterr().err
+
+
+def test_a_tower_is_not_trained_again_to_be_measured(small, tmp_path, monkeypatch):
+    def stopped(model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stop:
+        stop.setattr(tower, "find_captions", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bases.make_tower(tmp_path / "vision", steps=1, seed=0)
+    with monkeypatch.context() as no_training:
+        no_training.setattr(tower, "train_tower", None)
+        assert "caption" in bases.make_tower(tmp_path / "vision", steps=1, seed=0)["scores"]["gate"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["vision"]
 
 
 def test_half_precision_is_what_is_measured(small, tmp_path):

@@ -11,6 +11,7 @@ from data_generation.microworld.teacher.completion import MODEL, complete
 from data_generation.microworld.teacher.judging import judge, parts_of
 from data_generation.microworld.teacher.reading import Context, read_context, read_things
 from data_generation.microworld.teacher.refusals import Unanswerable
+from data_generation.microworld.teacher.writing import NUM_TURNS
 from data_generation.microworld.wordings import KINDS
 from data_generation.parsing import parse
 from data_generation.prompting import load_prompt, write_context
@@ -74,7 +75,7 @@ def test_every_reply_is_accepted_and_true(prompt):
             assert turns[0][1] == truths["Describe the picture in detail."]
         else:
             assert all(truths[question] == answer for question, answer in turns)
-            assert len(turns) in ((4, 5) if prompt.kind == "conversation" else (1,))
+            assert len(turns) in (NUM_TURNS if prompt.kind == "conversation" else (1,))
         texts.add(text)
     assert len(texts) > 70
 

@@ -13,7 +13,7 @@ from .reading import Context, read_context, read_things
 from .refusals import Unanswerable
 
 
-NUM_TURNS = (4, 5)
+NUM_TURNS = (6, 7)
 # How a system message says what is wanted, where neither a schema nor an example shows it.
 ASKED_IN_WORDS: tuple[tuple[str, Kind], ...] = (
     ("conversation", "conversation"),
