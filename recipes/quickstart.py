@@ -69,7 +69,7 @@ class Quickstart:
                 self.generate,
             ),
             ("build", "tower, new projector, language model", at / "start/model.safetensors", self.build),
-            ("stage1", "the projector learns", at / "stage1" / FINISHED, lambda: self.train("pretrain", "stage1")),
+            ("stage1", "the projector learns", at / "stage1" / FINISHED, self.pretrain),
             ("stage2", "projector and language model learn", at / "stage2" / FINISHED, self.finetune),
             ("exam", "held-out questions, answered freely", at / "exam/finished.json", self.exam),
             ("page", "what came out", at / PAGE, self.show),
@@ -142,11 +142,13 @@ class Quickstart:
         ]
         llava("build", *halves, *kind, "--out", str(self.folder / "start"))
 
-    def finetune(self) -> None:
-        self.train("finetune", "stage2")
+    def pretrain(self) -> None:
+        self.train("pretrain", "start", "captions.parquet", "stage1")
 
-    def train(self, stage: str, out: str) -> None:
-        start, data = {"stage1": ("start", "captions.parquet"), "stage2": ("stage1", "instruct")}[out]
+    def finetune(self) -> None:
+        self.train("finetune", "stage1", "instruct", "stage2")
+
+    def train(self, stage: str, start: str, data: str, out: str) -> None:
         files = ["--model_name_or_path", str(self.folder / start), "--data", str(self.folder / data)]
         files += ["--image_root", str(self.folder / "world"), "--output_dir", str(self.folder / out)]
         llava("train", "--config", str(MICRO / f"{stage}.yaml"), *files, "--seed", str(self.seed), *self.size.flags)

@@ -45,15 +45,6 @@ SENTENCES = [
 ] * 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models this small a second thread is only waited for, for most of the time on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory) -> Path:
     """A tokenizer.model as those of Llama and Vicuna: BPE, bytes for what is unknown, a space put before a text."""

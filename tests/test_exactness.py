@@ -5,7 +5,6 @@ assistant's tokens by the chat template. Ours: `llava train`.
 """
 
 import pytest
-import torch
 from datasets import Dataset, Image, List
 from transformers import AutoProcessor, LlavaForConditionalGeneration, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -28,9 +27,7 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training.write_data(tmp_path / "data.jsonl", trees=12)
-    torch.set_num_threads(1)  # small sums, and two threads wait for each other
-    yield tmp_path
-    torch.set_num_threads(2)
+    return tmp_path
 
 
 def ours(workplace, **changes):

@@ -23,9 +23,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training.write_data(tmp_path / "data.jsonl", trees=6, text_only=2)
     training.write_start(tmp_path / "start")
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(2)
+    return tmp_path
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ def folder(tmp_path, monkeypatch):
     shapes.write_halves(start)
     halves = ["--vision", f"{start}/vision", "--language", f"{start}/language"]
     build.main([*halves, "--projector", "linear", "--out", f"{start}/joined"])
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(2)
+    return tmp_path
 
 
 def test_padded_rows_in_the_steps_of_trees_learn_as_trees_do(folder):

@@ -48,9 +48,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training.write_data(tmp_path / "data.jsonl", trees=12, text_only=2)
     training.write_start(tmp_path / "start")
-    torch.set_num_threads(1)  # small sums, and two threads wait for each other
-    yield tmp_path
-    torch.set_num_threads(2)
+    return tmp_path
 
 
 def start(config: Path, pause: float = 0.0) -> subprocess.Popen:

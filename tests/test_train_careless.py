@@ -10,7 +10,6 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch._utils import ExceptionWrapper
@@ -34,11 +33,8 @@ STREAM = {"streaming": True, "max_steps": 2, "stream_buffer": 6}
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    training.write_data(tmp_path / "data.jsonl", trees=6)
-    training.write_start(tmp_path / "start")
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(2)
+    training.write_data_and_start(tmp_path)
+    return tmp_path
 
 
 def parse(folder: Path, *flags: str, **changes) -> tuple:

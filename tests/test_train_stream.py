@@ -21,11 +21,8 @@ STREAM = {"streaming": True, "max_steps": 6, "stream_buffer": 6, "learning_rate"
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    training.write_data(tmp_path / "data.jsonl", trees=6)
-    training.write_start(tmp_path / "start")
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(2)
+    training.write_data_and_start(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -17,11 +17,8 @@ from tests import training
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    training.write_data(tmp_path / "data.jsonl", trees=6)
-    training.write_start(tmp_path / "start")
-    torch.set_num_threads(1)  # small sums, and two threads wait for each other
-    yield tmp_path
-    torch.set_num_threads(2)
+    training.write_data_and_start(tmp_path)
+    return tmp_path
 
 
 def test_a_loss_of_nan_stops_the_run_and_names_the_conversations(workplace):

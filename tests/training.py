@@ -58,6 +58,11 @@ def words(rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(3, 5)))
 
 
+def write_data_and_start(folder: Path) -> None:
+    write_data(folder / "data.jsonl", trees=6)
+    write_start(folder / "start")
+
+
 def write_start(out: Path, language: str = "llama", kind: str = "llama", text: dict | None = None, **choices) -> None:
     """A checkpoint with weights large enough that a wrong one shows; `text` changes the language model's config."""
     model, _ = tiny_text.checkpoint(out, language=language, kind=kind, **choices)

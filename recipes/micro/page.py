@@ -11,6 +11,7 @@ from data_generation.microworld.draw import draw
 from data_generation.microworld.scene import scene_of
 from recipes.checkpoints import FINISHED, write_atomically
 from recipes.micro import exam
+from recipes.micro.results import cells
 from recipes.samples import STYLE, chart
 
 
@@ -157,11 +158,10 @@ def _picture(scene: str) -> str:
 
 def _table(scores: dict[str, Any]) -> str:
     head = "".join(f"<th>{name}</th>" for name in scores)
-    rows = []
-    for kind in [*scores["stage 2"]["by_kind"], "mean"]:
-        found = [score["mean"] if kind == "mean" else score["by_kind"].get(kind) for score in scores.values()]
-        cells = "".join(f"<td>{'' if share is None else f'{100 * share:.1f}'}</td>" for share in found)
-        rows.append(f'<tr class="{kind}"><td>{kind}</td>{cells}</tr>')
+    rows = [
+        f'<tr class="{kind}"><td>{kind}</td>{"".join(f"<td>{share}</td>" for share in shares)}</tr>'
+        for kind, shares in cells(scores)
+    ]
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 

@@ -4,6 +4,7 @@ docs/quickstart.md says what its fields are.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,13 @@ def gather(folder: Path) -> dict[str, Any]:
     scores = {}
     for condition in json.loads((folder / "exam/finished.json").read_text())["conditions"]:
         asked = exam.read(folder / f"exam/{exam.file_name(condition)}.json")
-        by_kind = exam.shares(asked)
-        right = sum(one.is_right for one in asked)
-        scores[condition] = {
-            "questions": len(asked),
-            "right": right / len(asked),
-            "mean": sum(by_kind.values()) / len(by_kind),
-            "by_kind": by_kind,
-        }
-    per_kind = scores["stage 2"]["questions"] // len(scores["stage 2"]["by_kind"])
+        right = sum(one.is_right for one in asked) / len(asked)
+        scores[condition] = _score(len(asked), right, exam.shares(asked))
+    num_questions = scores["stage 2"]["questions"]
+    per_kind = num_questions // len(scores["stage 2"]["by_kind"])
     constants = exam.constant_answers(per_kind)
-    scores["constant answers"] = {
-        "questions": scores["stage 2"]["questions"],
-        "right": sum(constants.values()) / len(constants),
-        "mean": sum(constants.values()) / len(constants),
-        "by_kind": constants,
-    }
+    # As many of each kind, so that all together are right as often as kinds are in the mean.
+    scores["constant answers"] = _score(num_questions, exam.mean(constants), constants)
     last = stages["stage2"]
     return {
         "seed": settings["seed"],
@@ -65,25 +57,32 @@ def gather(folder: Path) -> dict[str, Any]:
     }
 
 
+def _score(num_questions: int, right: float, by_kind: dict[str, float]) -> dict[str, Any]:
+    return {"questions": num_questions, "right": right, "mean": exam.mean(by_kind), "by_kind": by_kind}
+
+
 def _rows(path: Path) -> int:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
+def cells(scores: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Each kind of question, then the mean, with its share in every condition, in per cent; empty where not asked."""
+    for kind in [*scores["stage 2"]["by_kind"], "mean"]:
+        found = [score["mean"] if kind == "mean" else score["by_kind"].get(kind) for score in scores.values()]
+        yield kind, ["" if share is None else f"{100 * share:.1f}" for share in found]
+
+
 def table(results: dict[str, Any]) -> list[str]:
-    """Shares of whole answers that are exact, in per cent."""
     scores = results["scores"]
-    kinds = list(scores["stage 2"]["by_kind"])
     widths = [max(len(name), 5) for name in scores]
     lines = [
         "",
         "whole answers right, of 100",
         " " * 10 + "  ".join(f"{n:>{w}}" for n, w in zip(scores, widths, strict=True)),
     ]
-    for kind in [*kinds, "mean"]:
-        found = [score["mean"] if kind == "mean" else score["by_kind"].get(kind) for score in scores.values()]
-        cells = ["" if share is None else f"{100 * share:.1f}" for share in found]
-        lines.append(f"{kind:<10}" + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    for kind, shares in cells(scores):
+        lines.append(f"{kind:<10}" + "  ".join(f"{share:>{w}}" for share, w in zip(shares, widths, strict=True)))
     seconds = results["seconds"]
     lines.append("")
     lines.append(
