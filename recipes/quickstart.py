@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -33,6 +34,8 @@ from recipes.micro.results import write_results
 
 MICRO = Path(__file__).parent / "micro"
 SETTINGS, SECONDS, RESULTS, PAGE = "settings.json", "seconds.json", "results.json", "index.html"
+ACCELERATE = Path(__file__).parent / "accelerate/ddp.yaml"
+PROCESSES = 2  # that the recipes' batches are for
 STOPPED = (130, -signal.SIGINT, 143, -signal.SIGTERM)
 
 
@@ -151,7 +154,12 @@ class Quickstart:
     def train(self, stage: str, start: str, data: str, out: str) -> None:
         files = ["--model_name_or_path", str(self.folder / start), "--data", str(self.folder / data)]
         files += ["--image_root", str(self.folder / "world"), "--output_dir", str(self.folder / out)]
-        llava("train", "--config", str(MICRO / f"{stage}.yaml"), *files, "--seed", str(self.seed), *self.size.flags)
+        words = ["--config", str(MICRO / f"{stage}.yaml"), *files, "--seed", str(self.seed), *self.size.flags]
+        if num_cores() == 1:
+            return llava("train", *words, "--gradient_accumulation_steps", str(PROCESSES))
+        # Threads of one process gain nothing with matrices this small.
+        launch = ["--config_file", str(ACCELERATE), "--mixed_precision", "no", "--num_processes", str(PROCESSES)]
+        run("accelerate", "launch", *launch, "--main_process_port", "0", "-m", "recipes.train", *words)
 
     def exam(self) -> None:
         examine(self.folder, self.size.per_kind, self.size.dialogues)
@@ -185,27 +193,38 @@ def _line(image: AnnotatedImage, name: str) -> dict:
     }
 
 
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def llava(*words: str) -> None:
+    run("llava", *words)
+
+
+def run(program: str, *words: str) -> None:
     """Runs a command as a person would, in a process of its own, and waits for it to end in its own way."""
-    print("$", shlex.join(["llava", *words]), flush=True)
-    # Threads that wait for each other by spinning come to a standstill where something else runs too.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", *words], env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    )
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    print("$", shlex.join([program, *words]), flush=True)
+    module = {"llava": "recipes.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
+    process = subprocess.Popen([sys.executable, "-m", module, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    signals: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+        # Ctrl-C has reached it, too; it saves what it has.
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while True:
-            try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:  # it has had the signal too, and saves what it has
-                continue
+        code = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if code in STOPPED:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # A launcher whose processes were stopped has a code of its own.
+    if code in STOPPED or (code and signals):
         raise KeyboardInterrupt
     if code:
-        raise ValueError(f"`llava {words[0]}` ended with {code}; what it said stands above.")
+        raise ValueError(f"`{program} {words[0]}` ended with {code}; what it said stands above.")
 
 
 @contextmanager

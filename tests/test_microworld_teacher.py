@@ -41,7 +41,7 @@ def text_of(body, seed=0):
 @pytest.mark.parametrize("with_boxes", [True, False])
 def test_captions_carry_every_fact(with_boxes):
     for number in range(200):
-        scene = make_scene(SPLITS[number % 4], number)
+        scene = make_scene(SPLITS[number % len(SPLITS)], number)
         image = annotated(scene, 24)
         context = read_context(write_context(image.captions, image.boxes if with_boxes else ()))
         assert read_things(context) == scene.things
@@ -66,7 +66,7 @@ def test_captions_that_disagree_are_refused():
 def test_every_reply_is_accepted_and_true(prompt):
     texts = set()
     for number in range(80):
-        scene = make_scene(SPLITS[number % 4], number)
+        scene = make_scene(SPLITS[number % len(SPLITS)], number)
         image = annotated(scene, 24)
         text = text_of(request(prompt, image))
         turns = parse(prompt.kind, text, "stop", prompt.form, prompt.question(image.id))

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     said = []
     for line in process.stdout:
         said.append(line)
-        if "llava train" in line:
+        if "recipes.train" in line:
             break
     time.sleep(1)
     # As Ctrl-C does: everything in the foreground has it.

@@ -5,7 +5,8 @@
 
 What a scene shows decides which split it may be in: every arrangement of objects belongs to one of `train`,
 `validation` and `test` whatever the seed, so none is seen in two of them. Colours and shapes in `HELD_OUT` meet in no
-scene of these three; each scene of `combinations` has at least one such object.
+scene of these three; each scene of `combinations` has at least one such object, and so has each of `told`, which are
+other arrangements: language models read of them, as of most things, and nothing learns from a picture of them.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ CELLS = (
 HELD_OUT = frozenset(
     {("red", "triangle"), ("green", "ring"), ("blue", "circle"), ("yellow", "cross"), ("purple", "square")}
 )
-SPLITS = ("train", "validation", "test", "combinations")
+SPLITS = ("train", "validation", "test", "combinations", "told")
 NUMBERS = (2, 3, 4)  # of objects
 GROUNDS = ("night", "slate", "plum", "pine")
 
@@ -112,10 +113,10 @@ def scene_of(scene_id: str) -> Scene:
 
 def split_of(things: tuple[Thing, ...]) -> str:
     """The split whose scenes may show these objects."""
-    if any(thing.pair in HELD_OUT for thing in things):
-        return "combinations"
     shown = "; ".join(f"{thing.size} {thing.colour} {thing.shape} {thing.cell}" for thing in things)
     bucket = hashlib.blake2b(shown.encode(), digest_size=8).digest()[0] % NUM_BUCKETS
+    if any(thing.pair in HELD_OUT for thing in things):
+        return "combinations" if bucket < 2 else "told"
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
 

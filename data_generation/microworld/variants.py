@@ -24,10 +24,11 @@ def draw_few(rng: random.Random, most: int) -> Scene:
 def variant(scene: Scene, rng: random.Random) -> Scene:
     """Another scene: one object of another colour, shape, size or cell, or two with their looks exchanged.
 
-    It is of the same split, but that of a scene of `validation` and `test`, which may have no neighbour of its own, is
-    of any but `combinations`.
+    One of `train` is of `train`. Scenes of other splits may have no neighbour of their own; what they have shows
+    held-out combinations if they do.
     """
-    splits = {scene.split} if scene.split in ("train", "combinations") else {"train", "validation", "test"}
+    known, new = {"train", "validation", "test"}, {"combinations", "told"}
+    splits = {"train"} if scene.split == "train" else new if scene.split in new else known
     while True:
         things = list(scene.things)
         number = rng.randrange(len(things))

@@ -23,7 +23,7 @@ from typing import Any
 
 # Half -> its folder, and the steps that it takes.
 HALVES = {"tower": "vision", "language": "language"}
-STEPS = {"tower": 2000, "language": 6200}
+STEPS = {"tower": 2000, "language": 6600}
 MADE, CARD = "made.json", "README.md"
 MEASURED = 1000  # questions of each kind
 ROOT = Path(__file__).parent.parent.parent
@@ -155,8 +155,10 @@ shares right on scenes not trained on, pictures of 48 pixels where nothing else 
 - caption: of pictures that find their caption among 64, of which most differ from another in one fact (before
   rounding, as the text half is not kept).""",
     "language": """\
-A Llama that learned from text alone to answer about scenes told in words; it has seen no picture, and no word for an
-object whose colour and shape are held out. Most scenes are told in sentences. Some are told in `cells`, a word for
+A Llama that learned from text alone to answer about scenes told in words; it has seen no picture. Colours and shapes
+that no picture shows together it read of in the last lesson (half of its scenes have such an object), as a language
+model has read of most things; the arrangements that the examination shows are not among them. Most scenes are told in
+sentences. Some are told in `cells`, a word for
 each cell in reading order (`top-left-large-red-circle top-empty` and seven more), each of them one token that starts
 as the sum of its parts: nine tokens, as many as a picture has, which makes the projector's task easier than sentences
 would. Scores are shares of whole answers, exact, greedy, on scenes of `validation`, told in sentences where nothing

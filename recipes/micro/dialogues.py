@@ -50,6 +50,7 @@ class Lesson:
     forms: dict[str, float]
     passed: float = 0.9  # share of the answers to `CORE` with which the next lesson comes
     longest: float = math.inf  # steps after which it comes anyway
+    told: float = 0.0  # share of scenes with an object whose colour and shape no picture shows
 
 
 @dataclass(slots=True)
@@ -156,8 +157,8 @@ def _counted(things: Sequence[Thing], rng: random.Random) -> tuple[str, str]:
         colour = rng.choice(colours if there else COLOURS)
         return f"how {colour}", NUMBERS[colours.count(colour)]
     pair = rng.choice(colours), rng.choice(shapes)
-    # Nor is it said of a held-out pair that it is not there: it would be never.
-    if rng.random() < 0.3 or pair in HELD_OUT:
+    # Where there is no held-out pair, nor is it said of one that it is not there: it would be never.
+    if rng.random() < 0.3 or (pair in HELD_OUT and not any(thing.pair in HELD_OUT for thing in things)):
         pair = rng.choice(things).pair
     return f"is {pair[0]} {pair[1]}", "yes" if pair in [thing.pair for thing in things] else "no"
 
@@ -165,7 +166,8 @@ def _counted(things: Sequence[Thing], rng: random.Random) -> tuple[str, str]:
 def scene_for(lesson: Lesson, rng: random.Random) -> tuple[Thing, ...]:
     insisted = rng.random() < lesson.plain
     while True:
-        things = make_scene("train", rng.randrange(10**9)).things
+        split = "told" if lesson.told and rng.random() < lesson.told else "train"
+        things = make_scene(split, rng.randrange(10**9)).things
         if len(things) > lesson.most:
             continue
         shapes, colours = {thing.shape for thing in things}, {thing.colour for thing in things}

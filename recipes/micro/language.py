@@ -46,7 +46,7 @@ LESSONS = (
     Lesson(4, 0.85, 0.0, LOOKING_UP, {"cells": 0.3, "list": 0.3, "told": 0.4}, longest=350),
     Lesson(4, 0.0, 0.12, EVERYTHING, FIRST_FORMS, passed=1.0, longest=1700),
     Lesson(4, 0.0, 0.15, HARDER, LAST_FORMS, passed=1.0, longest=1900),
-    Lesson(4, 0.0, 0.15, HARDEST, LAST_FORMS),
+    Lesson(4, 0.0, 0.15, HARDEST, LAST_FORMS, told=0.5),
 )
 
 

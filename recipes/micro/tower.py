@@ -34,8 +34,8 @@ PROBED, PROBING = 3000, 300  # scenes that a measure is taken of, and steps in w
 WINDOW = 50  # steps
 PASS = 0.75  # of a window's pictures find their caption: then scenes have one more object
 MOST = 4  # objects
-# Of the patches' position embeddings at first: a patch's content is of about .8, and smaller ones are drowned in it.
-PLACE_SCALE = 0.4
+# Of the patches' position embeddings at first: the content of a patch is of about .8 and drowns smaller ones.
+PLACE_SCALE = 0.8
 
 
 def image_processor() -> CLIPImageProcessorPil:
