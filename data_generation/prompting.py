@@ -111,14 +111,14 @@ def load_prompt(kind: Kind, folder: Path | None = None, form: Form = "text", wit
     home = _home(folder, kind)
     with_boxes = kind != "conversation" if with_boxes is None else with_boxes
     questions = load_questions("detailed", folder) if kind == "detail" else ()
-    system = f"{_read(home / 'system.txt')}\n\n{_read(home / f'format_{form}.txt')}"
+    system = f"{read_words(home / 'system.txt')}\n\n{read_words(home / f'format_{form}.txt')}"
     return Prompt(kind, form, with_boxes, system, _load_shots(home, kind, form, with_boxes), questions)
 
 
 def load_questions(which: QuestionList, folder: Path | None = None) -> tuple[str, ...]:
     """One of the two lists of questions: `brief` for captions, `detailed` for descriptions."""
     path = _home(folder, QUESTION_FILES[which])
-    questions = tuple(line.strip() for line in _read(path).splitlines() if line.strip())
+    questions = tuple(line.strip() for line in read_words(path).splitlines() if line.strip())
     if len(set(questions)) < len(questions):
         raise ValueError(f"`{path}` has a question twice. Remove one of them.")
     return questions
@@ -144,7 +144,8 @@ def _home(folder: Path | None, name: str) -> Path:
         raise ValueError(f"The prompt folder `{folder}` does not exist. Make it, or copy `{OURS}` and edit the copy.")
     known = {*get_args(Kind), *QUESTION_FILES.values()}
     found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    if found - known or not found:
+    # A copy of all of ours has other commands' prompts too.
+    if found - known - {entry.name for entry in OURS.iterdir()} or not found:
         raise ValueError(
             f"The prompt folder `{folder}` holds {', '.join(sorted(found - known)[:5]) or 'nothing'}; wanted some of "
             f"{', '.join(sorted(known))} and nothing else. Rename or move the others."
@@ -152,7 +153,7 @@ def _home(folder: Path | None, name: str) -> Path:
     return folder / name if name in found else OURS / name
 
 
-def _read(path: Path) -> str:
+def read_words(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -176,7 +177,7 @@ def _load_shots(home: Path, kind: Kind, form: Form, with_boxes: bool) -> tuple[t
         context = _shot_context(home / f"{number}_context.txt", with_boxes)
         path = home / f"{number}_reply.txt"
         try:
-            turns = parse(kind, _read(path), question="" if kind == "detail" else None)
+            turns = parse(kind, read_words(path), question="" if kind == "detail" else None)
         except Rejected as rejection:
             raise ValueError(f"`{path}` is no good example of a reply: {rejection} Rewrite it.") from rejection
         shots.append((context, render(kind, turns, form)))
@@ -185,7 +186,7 @@ def _load_shots(home: Path, kind: Kind, form: Form, with_boxes: bool) -> tuple[t
 
 def _shot_context(path: Path, with_boxes: bool) -> str:
     """The example's context as written, without its boxes where the teacher is to see none."""
-    captions, _, boxes = _read(path).partition("\n\n")
+    captions, _, boxes = read_words(path).partition("\n\n")
     for line in boxes.splitlines():
         match = BOX_LINE.fullmatch(line)
         numbers = [float(number) for number in match.groups()] if match else []

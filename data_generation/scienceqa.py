@@ -123,6 +123,13 @@ def problem_of(name: str, entry: Mapping[str, Any], image: str | bytes | None) -
 
 
 def read_problems(counts: Counts, folder: Path, split: str, image_root: Path | None = None) -> Iterator[Problem]:
+    """As `read_split`, of the folder that both files are in."""
+    return read_split(counts, folder / "problems.json", folder / "pid_splits.json", split, image_root)
+
+
+def read_split(
+    counts: Counts, problems_file: Path, splits_file: Path, split: str, image_root: Path | None = None
+) -> Iterator[Problem]:
     """Problems of a split from problems.json and pid_splits.json, in the split's order.
 
     Args:
@@ -130,9 +137,11 @@ def read_problems(counts: Counts, folder: Path, split: str, image_root: Path | N
         image_root: holds `<split>/<id>/<name>` or `<id>/<name>`; paths are kept as they are under it. Without it no
             picture is looked for.
     """
-    problems, splits = _load(folder / "problems.json"), _load(folder / "pid_splits.json")
+    problems, splits = _load(problems_file), _load(splits_file)
     if split not in splits:
-        raise ValueError(f"`{folder}/pid_splits.json` has no split `{split}`, but {', '.join(splits)}.")
+        raise ValueError(f"`{splits_file}` has no split `{split}`, but {', '.join(list(splits)[:10])}.")
+    if not isinstance(splits[split], list):
+        raise ValueError(f"`{splits_file}` has for `{split}` {shown(splits[split])}, wanted a list of ids.")
     for name in map(str, splits[split]):
         try:
             entry = problems.get(name)

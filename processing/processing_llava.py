@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature
 from transformers import LlavaProcessor as StockLlavaProcessor
 
-from .conversation import ConversationError, check_conversation, count_images, pictures_in
+from .conversation import ConversationError, check_conversation, match_pictures
 from .encoding import Encoded, encode_messages, truncate
 from .images import image_side, open_image
 
@@ -111,24 +111,7 @@ class LlavaProcessor(StockLlavaProcessor):
         return BatchFeature(data)
 
     def match_pictures(self, messages: list[dict], images: list[Any] | None, name: str) -> list[Any]:
-        places = count_images(check_conversation(messages, name))
-        if images is not None and not isinstance(images, (list, tuple)):
-            raise ConversationError(
-                f"The images of {name} are a {type(images).__name__}, wanted a list. Put a single one into a list too."
-            )
-        inside = [picture for picture in pictures_in(messages) if picture is not None]
-        if inside and images:
-            raise ConversationError(
-                f"{name} has {len(inside)} pictures inside its image places and {len(images)} in `images`. Give them "
-                "once."
-            )
-        pictures = inside or list(images or [])
-        if len(pictures) != places:
-            raise ConversationError(
-                f"{name} has {places} image places but {len(pictures)} images. Add or remove "
-                '{"type": "image"} in its user turns, or images.'
-            )
-        return pictures
+        return match_pictures(messages, images, name)
 
 
 def _open_all(images: Any) -> Any:

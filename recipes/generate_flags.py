@@ -52,17 +52,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_argument_group("how fast, and for how much")
     pace.add_argument("--transport", choices=TRANSPORTS, default="sync", help="(%(default)s)")
     pace.add_argument("--file", type=Path, action="append", metavar="JSONL", help="to export to, or import from")
-    pace.add_argument("--concurrency", type=positive, default=64, help="requests in flight (%(default)s)")
-    pace.add_argument("--rpm", type=positive_number, help="requests a minute, of your account")
-    pace.add_argument("--tpm", type=positive_number, help="tokens a minute, of your account")
     pace.add_argument("--enqueued-tokens", type=positive, help="batch: that your account may have waiting")
     pace.add_argument("--poll", type=positive_number, default=60.0, help="batch: seconds between looks (%(default)s)")
-    pace.add_argument("--deadline", type=positive_number, default=300.0, help="seconds for an answer (%(default)s)")
-    pace.add_argument("--max-cost", type=float, metavar="DOLLARS", help="never spends more; needs prices")
-    pace.add_argument("--max-requests", type=positive)
-    pace.add_argument("--max-tokens", type=positive)
-    for name in ("input", "output", "cached-input", "cache-write"):
-        pace.add_argument(f"--price-{name}", type=float, metavar="DOLLARS", help="per million tokens, as you pay it")
+    add_limit_flags(pace)
 
     parts = parser.add_argument_group("several processes")
     parts.add_argument("--shard", type=int, metavar="I", help="this process's share of the images, from 0")
@@ -82,6 +74,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--show-prompt", action="store_true", help="print what would be sent for one image")
     other.add_argument("--dry-run", action="store_true", help="print requests, tokens, money and hours")
     other.add_argument("--reparse", action="store_true", help="make the data set again from stored answers")
+
+
+def add_limit_flags(group: argparse._ArgumentGroup) -> None:
+    """What `caps_of` and `pace_of` read, beside the flags of shards."""
+    group.add_argument("--concurrency", type=positive, default=64, help="requests in flight (%(default)s)")
+    group.add_argument("--rpm", type=positive_number, help="requests a minute, of your account")
+    group.add_argument("--tpm", type=positive_number, help="tokens a minute, of your account")
+    group.add_argument("--deadline", type=positive_number, default=300.0, help="seconds for an answer (%(default)s)")
+    group.add_argument("--max-cost", type=float, metavar="DOLLARS", help="never spends more; needs prices")
+    group.add_argument("--max-requests", type=positive)
+    group.add_argument("--max-tokens", type=positive)
+    for name in ("input", "output", "cached-input", "cache-write"):
+        group.add_argument(f"--price-{name}", type=float, metavar="DOLLARS", help="per million tokens, as you pay it")
 
 
 def check_flags(args: Namespace) -> None:

@@ -16,12 +16,17 @@ from recipes.build import write_checkpoint
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:
     """The base with the adapter and the fully trained modules beside it folded in."""
+    trained_on = base_of(adapter)
+    model = LlavaForConditionalGeneration.from_pretrained(base or trained_on, dtype=dtype)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def base_of(adapter: Path) -> str:
+    """The checkpoint that it was trained on."""
     config = adapter / "adapter_config.json"
     if not config.is_file():
         raise ValueError(f"`{adapter}` has no adapter_config.json. Give the directory that a LoRA training wrote.")
-    base = base or json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -130,20 +130,7 @@ class Quickstart:
             llava("generate", *source, *server, "--seed", str(self.seed), "--out", str(self.folder / "instruct"))
 
     def build(self) -> None:
-        halves = ["--vision", str(MICRO / "halves/vision"), "--language", str(MICRO / "halves/language")]
-        kind = [
-            "--projector",
-            "mlp",
-            "--system",
-            "",
-            "--aspect",
-            "square",
-            "--dtype",
-            "float32",
-            "--seed",
-            str(self.seed),
-        ]
-        llava("build", *halves, *kind, "--out", str(self.folder / "start"))
+        build(self.folder / "start", self.seed)
 
     def pretrain(self) -> None:
         self.train("pretrain", "start", "captions.parquet", "stage1")
@@ -152,9 +139,8 @@ class Quickstart:
         self.train("finetune", "stage1", "instruct", "stage2")
 
     def train(self, stage: str, start: str, data: str, out: str) -> None:
-        files = ["--model_name_or_path", str(self.folder / start), "--data", str(self.folder / data)]
-        files += ["--image_root", str(self.folder / "world"), "--output_dir", str(self.folder / out)]
-        words = ["--config", str(MICRO / f"{stage}.yaml"), *files, "--seed", str(self.seed), *self.size.flags]
+        at = self.folder
+        words = training(stage, at / start, at / data, at / "world", at / out, self.seed) + [*self.size.flags]
         if num_cores() == 1:
             return llava("train", *words, "--gradient_accumulation_steps", str(PROCESSES))
         # Threads of one process gain nothing with matrices this small.
@@ -191,6 +177,18 @@ def _line(image: AnnotatedImage, name: str) -> dict:
         "width": image.width,
         "height": image.height,
     }
+
+
+def build(out: Path, seed: int, *flags: str, language: Path = MICRO / "halves/language") -> None:
+    """Joins the halves; `flags` win over what the quickstart has."""
+    halves = ["--vision", str(MICRO / "halves/vision"), "--language", str(language)]
+    kind = ["--projector", "mlp", "--system", "", "--aspect", "square", "--dtype", "float32", "--seed", str(seed)]
+    llava("build", *halves, *kind, *flags, "--out", str(out))
+
+
+def training(stage: str, start: Path, data: Path, image_root: Path, out: Path, seed: int) -> list[str]:
+    files = ["--model_name_or_path", str(start), "--data", str(data), "--image_root", str(image_root)]
+    return ["--config", str(MICRO / f"{stage}.yaml"), *files, "--output_dir", str(out), "--seed", str(seed)]
 
 
 def num_cores() -> int:

@@ -17,8 +17,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def alone_in(folder: Path, is_main: bool) -> Iterator[None]:
+def alone_in(folder: Path, is_main: bool, setting: str = "output_dir") -> Iterator[None]:
     """Keeps a second run out, for as long as the main process lives: the kernel takes a lock back from a killed one.
+    `setting` is what the user names the folder by.
 
     Not `flock`, which the workers of a dataloader would inherit, and hold on to where their parent was killed.
     """
@@ -26,7 +27,7 @@ def alone_in(folder: Path, is_main: bool) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = _lock(folder)
+    file = _lock(folder, setting)
     try:
         yield
     finally:
@@ -34,7 +35,7 @@ def alone_in(folder: Path, is_main: bool) -> Iterator[None]:
         file.close()
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path, setting: str) -> IO[str]:
     while True:
         file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
         try:
@@ -46,9 +47,9 @@ def _lock(folder: Path) -> IO[str]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(
                     f"Another run writes into `{folder}` ({who}). Wait until it has ended, stop it, or give another "
-                    "`output_dir`."
+                    f"`{setting}`."
                 ) from error
-            raise ValueError(f"`{folder}` cannot be locked: {error}. Give an `output_dir` on another disk.") from error
+            raise ValueError(f"`{folder}` cannot be locked: {error}. Give an `{setting}` on another disk.") from error
         try:
             is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
         except FileNotFoundError:

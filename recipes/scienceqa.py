@@ -1,8 +1,13 @@
-"""ScienceQA: its questions as rows to train on and to answer.
+"""ScienceQA: its questions as rows to train on; answers to them, their scores, and joint answers with a text model.
 
     llava scienceqa convert data/scienceqa --split train --format QCM-LEPA --image-root data/scienceqa/images \\
         --out data/scienceqa_train.parquet
-    llava scienceqa convert derek-thomas/ScienceQA --split test --format CQM-A --letter-only --out data/test.parquet
+    llava scienceqa answer --data derek-thomas/ScienceQA --split test --model checkpoints/sqa --out answers.jsonl
+    llava scienceqa score --data derek-thomas/ScienceQA --split test --predictions answers.jsonl --out scores.json
+    llava scienceqa ensemble judge --data derek-thomas/ScienceQA --split test --predictions answers.jsonl \\
+        --model gpt-4o-mini --out ensemble
+
+See docs/scienceqa.md.
 """
 
 import argparse
@@ -13,9 +18,13 @@ from tqdm import tqdm
 from data_generation.rejections import Counts, unless_spoilt
 from data_generation.rows import write_rows
 from data_generation.scienceqa import check_format, problem_rows, read_problems, read_table, scienceqa_features
+from recipes.scienceqa_answer import add_answer
+from recipes.scienceqa_ensemble import add_ensemble
+from recipes.scienceqa_problems import load_table
+from recipes.scienceqa_score import add_score
 
 
-def convert(args: argparse.Namespace) -> Counts:
+def convert_rows(args: argparse.Namespace) -> Counts:
     check_format(args.format)
     counts = Counts()
     folder = Path(args.data)
@@ -32,21 +41,10 @@ def convert(args: argparse.Namespace) -> Counts:
     return counts
 
 
-def load_table(data: str, split: str):
-    from datasets import load_dataset
-
-    path = Path(data)
-    if path.suffix == ".parquet":
-        return load_dataset("parquet", data_files=data, split="train")
-    if path.is_dir() and not list(path.rglob("*.parquet")):
-        raise ValueError(
-            f"`{data}` has neither problems.json nor parquet files. Give ScienceQA's folder or its Hub id."
-        )
-    return load_dataset(data, split=split)
-
-
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava scienceqa", description="Turn ScienceQA into rows.")
+    parser = argparse.ArgumentParser(
+        prog="llava scienceqa", description="ScienceQA: rows, answers, scores, ensembles."
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     convert = actions.add_parser("convert", help="questions to rows")
     convert.add_argument("data", help="folder with problems.json and pid_splits.json, .parquet file, or Hub id")
@@ -57,11 +55,16 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--letter-only", action="store_true", help="add the sentence that asks for the letter alone")
     convert.add_argument("--image-at", choices=["start", "end"], default="start", help="of the question (%(default)s)")
     convert.add_argument("--strict", action="store_true", help="a problem that cannot be read is an error")
+    convert.set_defaults(run=convert_rows)
+    add_answer(actions)
+    add_score(actions)
+    add_ensemble(actions)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    convert(parser().parse_args(argv))
+    args = parser().parse_args(argv)
+    args.run(args)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ A fault applies to requests whose last message contains `match` (all, without it
 
 import argparse
 import asyncio
+import base64
 import collections
 import json
 import random
@@ -23,8 +24,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tests.openai_batches import Batches
 
@@ -47,9 +51,9 @@ class Server:
 
     def complete(self, body: dict) -> dict:
         """The answer to a request, which from here on is billed."""
-        question = body["messages"][-1]["content"]
+        question = words_of(body["messages"][-1]["content"])
         text = f"answer to {question}" + " word" * self.words
-        tokens = sum(len(message["content"]) for message in body["messages"]) // 4 + 3, len(text) // 4
+        tokens = sum(len(words_of(message["content"])) for message in body["messages"]) // 4 + 3, len(text) // 4
         tokens = tokens[0], min(tokens[1], body.get("max_completion_tokens") or tokens[1])
         self.billed[question] += 1
         self.billed_tokens = [self.billed_tokens[0] + tokens[0], self.billed_tokens[1] + tokens[1]]
@@ -108,7 +112,7 @@ class Server:
         return headers.get("connection", "").lower() != "close"
 
     async def chat(self, body: dict, writer: asyncio.StreamWriter) -> None:
-        question = body["messages"][-1]["content"]
+        question = words_of(body["messages"][-1]["content"])
         self.seen.append((time.monotonic(), "/v1/chat/completions", question))
         fault = self.fault("/v1/chat/completions", question)
         await asyncio.sleep(fault.get("seconds", 0))
@@ -159,6 +163,21 @@ class Server:
             "batches": self.batches.created,
             "files": list(self.batches.files),
         }
+
+
+def words_of(content: str | list[dict]) -> str:
+    """The text of a message; a picture in it is its format, size and colour at the top left."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] if part["type"] == "text" else look(part["image_url"]["url"]) for part in content)
+
+
+def look(url: str) -> str:
+    kind, _, data = url.partition(";base64,")
+    with Image.open(BytesIO(base64.b64decode(data, validate=True))) as image:
+        if kind != f"data:image/{image.format.lower()}":
+            raise ValueError(f"{kind} holds {image.format}")
+        return f"[{image.format} {image.width}x{image.height} {image.convert('RGB').getpixel((0, 0))}]"
 
 
 def send(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import forward, quickstart_seeds
+from benchmarks import answer_speed, forward, quickstart_seeds
 
 
 def test_the_benchmark_of_the_model_runs(tmp_path, capsys):
@@ -73,3 +73,15 @@ def test_seeds_are_put_side_by_side(tmp_path, capsys):
     assert json.loads((tmp_path / "quickstart_seeds.json").read_text())["seeds"] == [0, 1]
     with pytest.raises(SystemExit):
         quickstart_seeds.main([str(tmp_path / "0"), str(tmp_path / "0")])
+
+
+def test_the_benchmark_of_answers_runs(tmp_path, capsys):
+    words = ["--shape", "tiny", "--questions", "6", "--pictures", "2", "--tokens", "5", "--batch-sizes", "1", "4"]
+    answer_speed.main([*words, "--rounds", "2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "answer_speed.json").read_text())["results"]
+    assert [one["batch_size"] for one in found] == [1, 4]
+    for one in found:
+        assert one["equal_answers"] == one["questions"] == 6 and one["different_answers_of_stock"] > 3
+        assert len(one["ratios"]) == len(one["cpu_ratios"]) == 2
+    assert "| 4 |" in printed and "6 of 6" in printed and (tmp_path / "answer_speed.png").stat().st_size > 1000

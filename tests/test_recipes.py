@@ -19,7 +19,8 @@ from tests.test_readme import ROOT, command_problems, page_problems
 
 RECIPES = ROOT / "recipes"
 LAUNCHERS = sorted((RECIPES / "accelerate").glob("*.yaml"))
-PATHS = [path for path in sorted(RECIPES.rglob("*.yaml")) if path not in LAUNCHERS]
+# Of trainings; what `llava reproduce` reads is in test_reproduce.py.
+PATHS = [path for path in sorted(RECIPES.rglob("*.yaml")) if path not in LAUNCHERS and path.name != "tables.yaml"]
 NAMES = [str(path.relative_to(RECIPES).with_suffix("")) for path in PATHS]
 FULL_SIZE = [name for name in NAMES if name.startswith("llava-")]
 VARIANTS = ("pretrain", "finetune", "finetune_lora", "finetune_qlora", "task_lora")

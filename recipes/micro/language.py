@@ -104,15 +104,24 @@ def whole_answers(batch: Batch, logits: torch.Tensor, labels: torch.Tensor, wher
 
 
 def train_language(
-    tokenizer: PreTrainedTokenizerFast, steps: int, seed: int, log, folder: Path | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    seed: int,
+    log,
+    folder: Path | None = None,
+    model: LlamaForCausalLM | None = None,
 ) -> LlamaForCausalLM:
     """
     Args:
         folder: for a checkpoint every `EVERY` steps, from which a later call goes on.
+        model: one that has learned already, for which the last lesson is left; None for a new one.
     """
     torch.manual_seed(seed)
     rng, progress = random.Random(f"language {seed}"), Progress()
-    model = new_language_model(tokenizer)
+    if model is None:
+        model = new_language_model(tokenizer)
+    else:
+        progress = Progress(lesson=len(LESSONS) - 1, weights=dict(LESSONS[-1].kinds))
     optimizer = new_optimizer(model)
     saved = folder / "training.pt" if folder else None
     if saved and saved.exists():

@@ -40,7 +40,7 @@ pre { background: color-mix(in srgb, var(--ink) 7%, transparent); padding: .8rem
 WHAT_IS_MEANT = {
     "stage 2": "pictures of scenes that nobody trained on",
     "dialogues": "three turns, the model reading its own earlier answers",
-    "new combinations": "objects whose colour and shape never met in training, not even in the halves'",
+    "new combinations": "objects whose colour and shape no picture in training showed together; the language model read of such",
     "black picture": "the same questions, the picture black",
     "another scene's": "the same questions, another scene's picture",
     "stage 1 only": "the projector alone has learned, from captions",
@@ -110,13 +110,13 @@ def _scenes(after: dict[str, list[exam.Asked]]) -> str:
         start = number * PER_SCENE % max(len(asked), 1)
         chosen = (asked[start:] + asked[:start])[:PER_SCENE]
         rows = "".join(
-            f"<tr><td>{html.escape(one.question)}</td><td>{_marked(first[one.scene, one.question])}</td>"
-            f"<td>{_marked(one)}</td></tr>"
+            f"<tr><td>{html.escape(one.question)}</td><td>{marked(first[one.scene, one.question])}</td>"
+            f"<td>{marked(one)}</td></tr>"
             for one in chosen
         )
         head = '<tr class="faint"><td></td><td>after stage 1</td><td>after stage 2</td></tr>'
         articles.append(
-            f'<article>{_picture(scene)}<div class="words"><table class="answers">{head}{rows}</table></div></article>'
+            f'<article>{picture(scene)}<div class="words"><table class="answers">{head}{rows}</table></div></article>'
         )
     return "\n".join(articles)
 
@@ -127,8 +127,8 @@ def _dialogues(asked: list[exam.Asked]) -> str:
         talks.setdefault(one.scene, []).append(one)
     articles = []
     for scene, turns in list(talks.items())[:NUM_DIALOGUES]:
-        said = "".join(f"<p>{html.escape(one.question)}<br>{_marked(one)}</p>" for one in turns)
-        articles.append(f'<article>{_picture(scene)}<div class="words">{said}</div></article>')
+        said = "".join(f"<p>{html.escape(one.question)}<br>{marked(one)}</p>" for one in turns)
+        articles.append(f'<article>{picture(scene)}<div class="words">{said}</div></article>')
     return "\n".join(articles)
 
 
@@ -138,18 +138,18 @@ def _mistakes(asked: list[exam.Asked]) -> str:
         return "<p>Nothing, this time.</p>"
     chosen = wrong[:: max(1, len(wrong) // NUM_MISTAKES)][:NUM_MISTAKES]
     return "\n".join(
-        f'<article>{_picture(one.scene)}<div class="words"><p>{html.escape(one.question)}<br>{_marked(one)}</p>'
+        f'<article>{picture(one.scene)}<div class="words"><p>{html.escape(one.question)}<br>{marked(one)}</p>'
         f'<p class="faint">wanted: {html.escape(one.wanted)}</p></div></article>'
         for one in chosen
     )
 
 
-def _marked(one: exam.Asked) -> str:
+def marked(one: exam.Asked) -> str:
     mark, name = ("✓", "right") if one.is_right else ("✗", "wrong")
     return f'<span class="{name}">{mark} {html.escape(one.answer) or "(nothing)"}</span>'
 
 
-def _picture(scene: str) -> str:
+def picture(scene: str) -> str:
     file = BytesIO()
     draw(scene_of(scene), SIDE).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,184 @@
+"""Publishes a model or a data set on the Hub, with a card written from what really happened.
+
+    llava push model checkpoints/stage2 --repo-id ada/llava-small --scores scores.json --dry-run
+    llava push dataset data/instruct --repo-id ada/instruct --private
+
+Before anything is sent, pickles, checkpoints that stock transformers does not load, secrets and local paths are
+refused. Everything is one commit. Nothing is written into the folder. See docs/push.md.
+"""
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def push_model(args: argparse.Namespace) -> None:
+    from recipes.model_scores import read_scores
+    from recipes.push_checks import check_loads, check_texts
+    from recipes.push_files import Upload, model_files
+
+    if (args.picture is None) != (args.question is None):
+        raise ValueError("--picture and --question go together: a picture, and what is asked about it.")
+    scores = [score for path in args.scores for score in read_scores(path, args.place.name)]
+    selection = model_files(args.place, args.include_training_state == "yes")
+    parameters = check_loads(args.place, selection.uploads)
+    old = old_card(args, "model")
+    selection.uploads += described(args, selection.uploads, parameters, scores, old)
+    check_texts(selection.uploads)
+    if args.dry_run:
+        return show(args.repo_id, selection)
+    send(args, "model", selection, f"{args.place.name}, {sum(one.size for one in selection.uploads):,} bytes")
+
+
+def described(args: argparse.Namespace, uploads: list, parameters: int, scores: list, old: str) -> list:
+    """Card, pictures and records of a model."""
+    from recipes.card_example import ask, from_page
+
+    example = from_page(args.place) if args.picture is None else ask(args.place, args.picture, args.question)
+    return describe_model(args.place, args.repo_id, parameters, scores, example, old)
+
+
+def describe_model(
+    folder: Path,
+    repo_id: str,
+    parameters: int,
+    scores: list,
+    example: Any,
+    old: str,
+    facts: dict[str, Any] | None = None,
+    step: int | None = None,
+) -> list:
+    """What is published beside the files of a checkpoint: card, records of training, pictures."""
+    from recipes.loss_plot import draw_losses
+    from recipes.model_card import EXAMPLE, LOSSES, model_card
+    from recipes.model_history import history, records
+    from recipes.push_files import CARD, Upload, read_json
+
+    found = history(folder, facts)
+    made = records(found)
+    curves = [(f"stage {n}: {stage.name}", *stage.losses()) for n, stage in enumerate(found.stages, 1)]
+    if curves := [curve for curve in curves if curve[1] or curve[2]]:
+        made.append(Upload(LOSSES, draw_losses(curves)))
+    if example is not None:
+        made.append(Upload(EXAMPLE + example.suffix, example.picture))
+    config = read_json(folder / "config.json")
+    card = model_card(repo_id, config, parameters, found, scores, example, old, step)
+    return [*made, Upload(CARD, card.encode())]
+
+
+def push_dataset(args: argparse.Namespace) -> None:
+    from recipes.push_checks import check_texts
+    from recipes.push_data import data_card, data_files
+    from recipes.push_files import CARD, Upload
+
+    selection = data_files(args.place)
+    old = old_card(args, "dataset")
+    selection.uploads.append(Upload(CARD, data_card(args.repo_id, args.place, selection.uploads, old).encode()))
+    check_texts(selection.uploads)
+    if args.dry_run:
+        return show(args.repo_id, selection)
+    send(args, "dataset", selection, args.place.name)
+
+
+def old_card(args: argparse.Namespace, repo_type: str) -> str:
+    """The card in the folder; without one there, that on the Hub, where somebody may have written into it."""
+    from recipes.model_card import read_card
+    from recipes.push_files import CARD
+
+    local = read_card(args.place / CARD) if args.place.is_dir() else ""
+    if local or args.dry_run:
+        return local
+    from huggingface_hub import HfApi
+
+    from recipes.push_upload import make_repository, read_old_card
+
+    api = HfApi()
+    make_repository(api, args.repo_id, repo_type, args.private)
+    return read_old_card(api, args.repo_id, repo_type)
+
+
+def show(repo_id: str, selection: Any) -> None:
+    """The files, their sizes, and the card."""
+    from recipes.push_files import CARD
+
+    width = max(len(upload.name) for upload in selection.uploads)
+    print(f"{repo_id} would get {len(selection.uploads)} files, and nothing has been sent:")
+    for upload in sorted(selection.uploads, key=lambda one: one.name):
+        print(f"  {upload.name:<{width}}{upload.size:>16,}")
+    print(f"  {'all':<{width}}{sum(upload.size for upload in selection.uploads):>16,}")
+    tell_left_out(selection)
+    card = next(upload for upload in selection.uploads if upload.name == CARD)
+    print(f"\n----- {CARD}\n{card.read().decode()}")
+
+
+def tell_left_out(selection: Any) -> None:
+    for reason, names in sorted(selection.left_out.items()):
+        print(f"left out, {reason}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names):,})")
+
+
+def send(args: argparse.Namespace, repo_type: str, selection: Any, message: str) -> None:
+    from huggingface_hub import HfApi
+
+    from recipes.push_upload import make_repository, upload
+
+    api = HfApi()
+    make_repository(api, args.repo_id, repo_type, args.private)
+    tell_left_out(selection)
+    address, stale = upload(api, args.repo_id, repo_type, selection.uploads, f"llava push: {message}")
+    if stale:
+        print(f"removed, of an earlier push: {', '.join(stale)}")
+    size = sum(one.size for one in selection.uploads)
+    print(f"{address}: {len(selection.uploads)} files, {size:,} bytes")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llava push", description="Publish a model or a data set on the Hub.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    model = actions.add_parser("model", help="a checkpoint, with its card")
+    model.add_argument("place", type=Path, metavar="DIR", help="folder of the checkpoint")
+    add_common(model)
+    model.add_argument(
+        "--include-training-state",
+        choices=["no", "yes"],
+        default="no",
+        help="also the last complete checkpoint-N, with its optimizer (%(default)s)",
+    )
+    model.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE.json",
+        help="for the card: what `llava score`, `judge`, `scienceqa score` and `quickstart` wrote",
+    )
+    model.add_argument("--picture", type=Path, help="for the card: the model is asked about it (samples.html's first)")
+    model.add_argument("--question", help="about --picture")
+    data = actions.add_parser("dataset", help="a data set, with its card")
+    data.add_argument("place", type=Path, metavar="DIR|FILE", help="of `llava generate`; or .parquet or .jsonl")
+    add_common(data)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repo-id", required=True, metavar="USER/NAME", help="where to")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--dry-run", action="store_true", help="check everything; list files, sizes and the card")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    from recipes.push_upload import check_repo_id
+
+    check_repo_id(args.repo_id)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of retries; what they end with is told
+    warnings.filterwarnings("ignore", message="Warnings while validating metadata")
+    if args.action == "model":
+        push_model(args)
+    else:
+        push_dataset(args)
+
+
+if __name__ == "__main__":
+    main()
