@@ -14,8 +14,9 @@ install: .venv/.installed
 quickstart: install
 	$(BIN)/llava quickstart
 
+# A file stays in one process: its fixtures are made once.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m "slow and not gpu"
