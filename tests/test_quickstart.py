@@ -127,3 +127,14 @@ def test_a_dialogue_holds_what_was_answered():
 def test_constant_answers_are_what_guessing_gets():
     found = exam.constant_answers(20)
     assert 0.3 < found["size"] < 0.8 and found["detail"] == 0.0
+
+
+def test_the_docs_tell_the_figures_that_were_measured():
+    found = json.loads((ROOT / "benchmarks/results/quickstart_seeds.json").read_text())["spread"]
+    page = (ROOT / "docs/quickstart.md").read_text()
+    for condition, kinds in found.items():
+        worst = min(spread["lowest"] for kind, spread in kinds.items() if kind != "mean")
+        mean, lowest, highest, worst = (
+            f"{100 * share:.1f}" for share in (*(kinds["mean"][n] for n in ("mean", "lowest", "highest")), worst)
+        )
+        assert f"| {condition} | {mean} | {lowest} to {highest} | {worst} |" in page
