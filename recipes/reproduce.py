@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    from recipes.micro.tables import read_tables, run_part, waves
+    from recipes.micro.tables import plan, read_tables, run_part
     from recipes.micro.tables_report import write_reports
 
     tables = read_tables(args.config)
@@ -50,7 +50,7 @@ def reproduce(args: argparse.Namespace) -> None:
         return run_part(args.out, tables, args.part, rows)
     args.out.mkdir(parents=True, exist_ok=True)
     check_config(args.out, args.config)
-    run_all(waves(tables, rows, seeds), args, rows)
+    run_all(plan(tables, rows, seeds), args, rows)
     for path in write_reports(args.out, tables, rows, seeds):
         print(path)
 
@@ -65,32 +65,29 @@ def check_config(out: Path, config: Path) -> None:
     write_atomically(kept, text)
 
 
-def run_all(parts: Sequence[Sequence[str]], args: argparse.Namespace, rows: Sequence[str]) -> None:
+def run_all(needs: dict[str, list[str]], args: argparse.Namespace, rows: Sequence[str]) -> None:
     from recipes.micro.tables import result_of
 
-    with tqdm(total=sum(map(len, parts)), desc="parts", unit="part", disable=None) as bar:
-        for wave in parts:
-            # The judge is asked again about more rows; what it has judged is in its ledger.
-            left = [part for part in wave if part.endswith("/judge") or not result_of(args.out, part).exists()]
-            bar.update(len(wave) - len(left))
-            run_wave(left, args, rows, bar)
-
-
-def run_wave(parts: list[str], args: argparse.Namespace, rows: Sequence[str], bar: tqdm) -> None:
+    # The judge is asked again about more rows; what it has judged is in its ledger.
+    finished = {part for part in needs if not part.endswith("/judge") and result_of(args.out, part).exists()}
+    waiting = [part for part in needs if part not in finished]
     running: dict[str, subprocess.Popen] = {}
-    waiting, failed = list(parts), []
+    failed: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what stops the parts
+    bar = tqdm(total=len(needs), initial=len(finished), desc="parts", unit="part", disable=None)
     try:
         while running or (waiting and not failed):
-            while waiting and not failed and len(running) < args.jobs:
-                part = waiting.pop(0)
+            ready = [part for part in waiting if finished.issuperset(needs[part])]
+            for part in ready[: 0 if failed else args.jobs - len(running)]:
+                waiting.remove(part)
                 running[part] = start(part, args, rows)
             bar.set_postfix_str(", ".join(running))
             time.sleep(SECONDS_BETWEEN_LOOKS)
             for part in [part for part, process in running.items() if process.poll() is not None]:
-                code = running.pop(part).returncode
-                if code:
+                if running.pop(part).returncode:
                     failed.append(part)
                 else:
+                    finished.add(part)
                     bar.update()
     except BaseException:
         # Ctrl-C has reached them too, SIGTERM has not.
@@ -99,6 +96,8 @@ def run_wave(parts: list[str], args: argparse.Namespace, rows: Sequence[str], ba
         for process in running.values():
             process.wait()
         raise
+    finally:
+        bar.close()
     if failed:
         path = log_of(args.out, failed[0])
         last = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()[-TOLD:]

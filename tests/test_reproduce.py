@@ -16,7 +16,7 @@ from data_generation.microworld.scene import scenes
 from data_generation.microworld.wordings import KINDS as QUESTIONS
 from data_generation.microworld.wordings import REASONING
 from recipes import reproduce
-from recipes.micro.tables import KINDS, Row, chat_questions, choose, conclusion, read_tables, waves, with_answer_first
+from recipes.micro.tables import KINDS, Row, chat_questions, choose, conclusion, plan, read_tables, with_answer_first
 from recipes.micro.tables_report import JUDGED_KINDS, Found, findings, gather, told_tables
 from tests.test_readme import ROOT, command_problems
 
@@ -174,11 +174,17 @@ def test_a_folder_belongs_to_one_file(tmp_path):
         reproduce.check_config(tmp_path / "other", changed)
 
 
-def test_parts_come_in_the_order_of_what_they_need(tmp_path):
+def test_parts_wait_for_what_they_need(tmp_path):
     tables = read_tables(written(tmp_path))
-    assert waves(tables, ["full data", "smaller language model"], [0, 2]) == [
-        ["seed-0/data", "seed-2/data", "smaller/smaller"],
-        ["seed-0/starts/mlp", "seed-0/starts/smaller", "seed-2/starts/mlp", "seed-2/starts/smaller"],
-        [f"seed-{seed}/rows/{name}" for seed in (0, 2) for name in ("full-data", "smaller-language-model")],
-        ["seed-0/judge", "seed-2/judge"],
+    needs = plan(tables, ["full data", "smaller language model"], [0, 2])
+    assert list(needs) == ["smaller/smaller"] + [
+        f"seed-{seed}/{part}"
+        for seed in (0, 2)
+        for part in (
+            *("data", "starts/mlp", "starts/smaller", "rows/full-data", "rows/smaller-language-model", "judge"),
+        )
     ]
+    assert needs["seed-2/starts/mlp"] == ["seed-2/data"]
+    assert needs["seed-2/starts/smaller"] == ["seed-2/data", "smaller/smaller"]
+    assert needs["seed-0/rows/full-data"] == ["seed-0/starts/mlp"]
+    assert needs["seed-0/judge"] == ["seed-0/rows/full-data", "seed-0/rows/smaller-language-model"]

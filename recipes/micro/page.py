@@ -40,7 +40,7 @@ pre { background: color-mix(in srgb, var(--ink) 7%, transparent); padding: .8rem
 WHAT_IS_MEANT = {
     "stage 2": "pictures of scenes that nobody trained on",
     "dialogues": "three turns, the model reading its own earlier answers",
-    "new combinations": "objects whose colour and shape no picture in training showed together; the language model read of such",
+    "new combinations": "colours and shapes that met in no picture of any training; the language model read of them",
     "black picture": "the same questions, the picture black",
     "another scene's": "the same questions, another scene's picture",
     "stage 1 only": "the projector alone has learned, from captions",

@@ -110,17 +110,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def waves(tables: Tables, rows: Sequence[str], seeds: Sequence[int]) -> list[list[str]]:
-    """The parts, those of a wave being free of each other."""
+def plan(tables: Tables, rows: Sequence[str], seeds: Sequence[int]) -> dict[str, list[str]]:
+    """The parts, each with those that it needs."""
     starts = list(dict.fromkeys(tables.rows[name].start for name in rows))
-    first = [f"seed-{seed}/data" for seed in seeds]
-    first += [f"smaller/{slug(name)}" for name in starts if tables.starts[name].layers]
-    return [
-        first,
-        [f"seed-{seed}/starts/{slug(name)}" for seed in seeds for name in starts],
-        [f"seed-{seed}/rows/{slug(name)}" for seed in seeds for name in rows],
-        [f"seed-{seed}/judge" for seed in seeds],
-    ]
+    smaller = {name: f"smaller/{slug(name)}" for name in starts if tables.starts[name].layers}
+    found: dict[str, list[str]] = {part: [] for part in smaller.values()}
+    for seed in seeds:
+        data = f"seed-{seed}/data"
+        found[data] = []
+        for name in starts:
+            found[f"seed-{seed}/starts/{slug(name)}"] = [data] + ([smaller[name]] if name in smaller else [])
+        of_rows = {f"seed-{seed}/rows/{slug(name)}": tables.rows[name].start for name in rows}
+        found |= {part: [f"seed-{seed}/starts/{slug(start)}"] for part, start in of_rows.items()}
+        found[f"seed-{seed}/judge"] = list(of_rows)
+    return found
 
 
 def result_of(folder: Path, part: str) -> Path:

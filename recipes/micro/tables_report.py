@@ -187,7 +187,7 @@ def page(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>the paper's tables</title><style>{STYLE}{STYLE_HERE}{STYLE_TOO}</style></head><body>
 <h1>The paper's tables on the micro world</h1>
-<p>{html.escape(ABOUT).replace('`', '')} {facts}.</p>
+<p>{html.escape(ABOUT).replace("`", "")} {facts}.</p>
 <h2>Relative score</h2>
 {plot(found, "judged all", lambda name: COCO[name][0] if name in COCO else None)}
 <h2>Exact answers</h2>
