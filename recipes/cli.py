@@ -23,7 +23,7 @@ COMMANDS = {
     "teacher": ("recipes.teacher", "Run a local teacher and judge that need no model, to try things with"),
     "data": ("recipes.data", "Check training data; convert the original's JSON to rows and back"),
     "captions": ("recipes.captions", "Make stage-1 data of captions, balanced over what they speak of"),
-    "scienceqa": ("recipes.scienceqa", "ScienceQA: training data, answers, scores, and joint answers with a text-only model"),
+    "scienceqa": ("recipes.scienceqa", "ScienceQA: training data, answers, scores, ensembles with a text-only model"),
     "score": ("recipes.score", "Score answers to POPE, TextVQA, VQAv2, VizWiz, GQA, MMBench, SEED-Bench"),
     "reproduce": ("recipes.reproduce", "The paper's ablations in miniature: every row, over several seeds"),
     "train": ("recipes.train", "Train the projector (stage 1), or projector and language model (stage 2)"),
@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": ("recipes.demo", "A web page to talk to a checkpoint, or to two side by side"),
     "micro": ("recipes.micro.bases", "Pretrain the two small halves that the quickstart starts from"),
     "merge": ("recipes.merge", "Fold a LoRA adapter into a full checkpoint"),
+    "push": ("recipes.push", "Publish a model or a data set on the Hub, with a card of what happened"),
 }
 
 

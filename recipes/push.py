@@ -10,46 +10,46 @@ refused. Everything is one commit. Nothing is written into the folder. See docs/
 import argparse
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from recipes.card_example import Example
+    from recipes.model_scores import Score
+    from recipes.push_files import Selection, Upload
 
 
 def push_model(args: argparse.Namespace) -> None:
+    from recipes.card_example import ask, from_page
     from recipes.model_scores import read_scores
-    from recipes.push_checks import check_loads, check_texts
-    from recipes.push_files import Upload, model_files
+    from recipes.push_checks import check_loads
+    from recipes.push_files import model_files
 
     if (args.picture is None) != (args.question is None):
         raise ValueError("--picture and --question go together: a picture, and what is asked about it.")
     scores = [score for path in args.scores for score in read_scores(path, args.place.name)]
     selection = model_files(args.place, args.include_training_state == "yes")
     parameters = check_loads(args.place, selection.uploads)
-    old = old_card(args, "model")
-    selection.uploads += described(args, selection.uploads, parameters, scores, old)
-    check_texts(selection.uploads)
-    if args.dry_run:
-        return show(args.repo_id, selection)
-    send(args, "model", selection, f"{args.place.name}, {sum(one.size for one in selection.uploads):,} bytes")
-
-
-def described(args: argparse.Namespace, uploads: list, parameters: int, scores: list, old: str) -> list:
-    """Card, pictures and records of a model."""
-    from recipes.card_example import ask, from_page
-
     example = from_page(args.place) if args.picture is None else ask(args.place, args.picture, args.question)
-    return describe_model(args.place, args.repo_id, parameters, scores, example, old)
+
+    def describe(old: str) -> list["Upload"]:
+        return describe_model(args.place, args.repo_id, parameters, scores, example, old)
+
+    publish(args, selection, describe)
 
 
 def describe_model(
     folder: Path,
     repo_id: str,
     parameters: int,
-    scores: list,
-    example: Any,
+    scores: list["Score"],
+    example: "Example | None",
     old: str,
     facts: dict[str, Any] | None = None,
     step: int | None = None,
-) -> list:
+) -> list["Upload"]:
     """What is published beside the files of a checkpoint: card, records of training, pictures."""
     from recipes.loss_plot import draw_losses
     from recipes.model_card import EXAMPLE, LOSSES, model_card
@@ -69,68 +69,61 @@ def describe_model(
 
 
 def push_dataset(args: argparse.Namespace) -> None:
-    from recipes.push_checks import check_texts
     from recipes.push_data import data_card, data_files
     from recipes.push_files import CARD, Upload
 
     selection = data_files(args.place)
-    old = old_card(args, "dataset")
-    selection.uploads.append(Upload(CARD, data_card(args.repo_id, args.place, selection.uploads, old).encode()))
-    check_texts(selection.uploads)
-    if args.dry_run:
-        return show(args.repo_id, selection)
-    send(args, "dataset", selection, args.place.name)
+
+    def describe(old: str) -> list["Upload"]:
+        return [Upload(CARD, data_card(args.repo_id, args.place, selection.uploads, old).encode())]
+
+    publish(args, selection, describe)
 
 
-def old_card(args: argparse.Namespace, repo_type: str) -> str:
-    """The card in the folder; without one there, that on the Hub, where somebody may have written into it."""
-    from recipes.model_card import read_card
-    from recipes.push_files import CARD
-
-    local = read_card(args.place / CARD) if args.place.is_dir() else ""
-    if local or args.dry_run:
-        return local
+def publish(args: argparse.Namespace, selection: "Selection", describe: Callable[[str], list["Upload"]]) -> None:
+    """`describe` makes the card, and what goes with it, of the card that it replaces."""
     from huggingface_hub import HfApi
 
-    from recipes.push_upload import make_repository, read_old_card
+    from data_generation.card import read_card
+    from recipes.push_checks import check_texts
+    from recipes.push_files import CARD
+    from recipes.push_upload import make_repository, read_old_card, upload
 
+    old = read_card(args.place / CARD) if args.place.is_dir() else ""
+    uploads = [*selection.uploads, *describe(old)]
+    check_texts(uploads)
+    if args.dry_run:
+        return show(args.repo_id, uploads, selection)
     api = HfApi()
-    make_repository(api, args.repo_id, repo_type, args.private)
-    return read_old_card(api, args.repo_id, repo_type)
+    make_repository(api, args.repo_id, args.action, args.private)
+    if not old and (there := read_old_card(api, args.repo_id, args.action)):
+        described = describe(there)  # what somebody wrote into the card on its page stays
+        check_texts(described)
+        uploads = [*selection.uploads, *described]
+    tell_left_out(selection)
+    address, stale = upload(api, args.repo_id, args.action, uploads, f"llava push {args.action}: {args.place.name}")
+    if stale:
+        print(f"removed, of an earlier push: {', '.join(stale)}")
+    print(f"{address}: {len(uploads)} files, {sum(one.size for one in uploads):,} bytes")
 
 
-def show(repo_id: str, selection: Any) -> None:
+def show(repo_id: str, uploads: list["Upload"], selection: "Selection") -> None:
     """The files, their sizes, and the card."""
     from recipes.push_files import CARD
 
-    width = max(len(upload.name) for upload in selection.uploads)
-    print(f"{repo_id} would get {len(selection.uploads)} files, and nothing has been sent:")
-    for upload in sorted(selection.uploads, key=lambda one: one.name):
+    width = max(len(upload.name) for upload in uploads)
+    print(f"{repo_id} would get {len(uploads)} files, and nothing has been sent:")
+    for upload in sorted(uploads, key=lambda one: one.name):
         print(f"  {upload.name:<{width}}{upload.size:>16,}")
-    print(f"  {'all':<{width}}{sum(upload.size for upload in selection.uploads):>16,}")
+    print(f"  {'all':<{width}}{sum(upload.size for upload in uploads):>16,}")
     tell_left_out(selection)
-    card = next(upload for upload in selection.uploads if upload.name == CARD)
+    card = next(upload for upload in uploads if upload.name == CARD)
     print(f"\n----- {CARD}\n{card.read().decode()}")
 
 
-def tell_left_out(selection: Any) -> None:
+def tell_left_out(selection: "Selection") -> None:
     for reason, names in sorted(selection.left_out.items()):
         print(f"left out, {reason}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names):,})")
-
-
-def send(args: argparse.Namespace, repo_type: str, selection: Any, message: str) -> None:
-    from huggingface_hub import HfApi
-
-    from recipes.push_upload import make_repository, upload
-
-    api = HfApi()
-    make_repository(api, args.repo_id, repo_type, args.private)
-    tell_left_out(selection)
-    address, stale = upload(api, args.repo_id, repo_type, selection.uploads, f"llava push: {message}")
-    if stale:
-        print(f"removed, of an earlier push: {', '.join(stale)}")
-    size = sum(one.size for one in selection.uploads)
-    print(f"{address}: {len(selection.uploads)} files, {size:,} bytes")
 
 
 def parser() -> argparse.ArgumentParser:

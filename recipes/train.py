@@ -44,6 +44,7 @@ from recipes.checkpoints import (
 )
 from recipes.feature_cache import cache_features, format_facts
 from recipes.projector import replace_projector
+from recipes.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
 from recipes.run_folder import alone_in, told_when_full
 from recipes.samples import SamplesPage
 from recipes.throughput import Meter
@@ -129,6 +130,8 @@ def _train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | Non
     checkpoint = find_checkpoint(config, run)
     wait_for_all()  # all have looked before one writes
     if PartialState().is_main_process:
+        if config.push_to_hub:
+            prepare_push(config)
         write_atomically(Path(config.output_dir) / RUN, json.dumps(run, indent=1))
 
     set_seed(config.seed)
@@ -140,6 +143,8 @@ def _train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | Non
     if checkpoint is not None and trainer.stream is not None:
         trainer.position.load(checkpoint, config.process_index, trainer.stream)
     facts["trainable"] = trainable_table(trainer.model, config)
+    if config.push_to_hub:
+        trainer.add_callback(PushCheckpoints(config, facts))
     if trainer.is_world_process_zero():
         print(f"{config.stage} of {model_config.model_name_or_path}: {data}")
         if held_out is not None:
@@ -162,6 +167,8 @@ def _train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | Non
             facts["data"]["cut_by_this_process"] = cut = trainer.position.num_cut
             print(f"{cut:,} conversations that this process read were longer than {longest(config):,} tokens and cut")
         write_atomically(Path(config.output_dir) / FINISHED, json.dumps(facts, indent=1, default=str))
+        if config.push_to_hub:
+            push_result(config)
     return trainer
 
 
@@ -257,6 +264,7 @@ def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
         raise ValueError(
             "`tune_vision_tower` goes without `use_peft`, which freezes the tower. Leave one of them out."
         )
+    check_push(config, model_config.use_peft)
     if model_config.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing. Give the checkpoint of `llava build` or of stage 1.")
     if Path(model_config.model_name_or_path, "adapter_config.json").is_file():

@@ -145,7 +145,17 @@ class LlavaTrainer(SFTTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """None: TRL's would say what is not so, such as which data this was trained on."""
+        """None: TRL's would say what is not so, such as which data this was trained on. Ours is made by a push."""
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Nothing: `recipes.push_while_training` makes the repository, before the data is read."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: transformers' would send the whole folder, with a pickle and local paths. A callback pushes."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers', which would push here, when `training.json` is not written yet."""
+        super().save_model(output_dir, _internal_call=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._saves_whole:
