@@ -75,4 +75,4 @@ class Process:
 
     def end(self) -> None:
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(400)  # on a machine that has other work

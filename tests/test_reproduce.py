@@ -188,3 +188,13 @@ def test_parts_wait_for_what_they_need(tmp_path):
     assert needs["seed-2/starts/smaller"] == ["seed-2/data", "smaller/smaller"]
     assert needs["seed-0/rows/full-data"] == ["seed-0/starts/mlp"]
     assert needs["seed-0/judge"] == ["seed-0/rows/full-data", "seed-0/rows/smaller-language-model"]
+
+
+def test_the_docs_tell_the_figures_that_were_measured():
+    found = Found(json.loads((ROOT / "benchmarks/results/reproduce.json").read_text())["rows"])
+    page = (ROOT / "docs/reproduce.md").read_text()
+    tables = read_tables(PATH)
+    for _, text, _, body in told_tables(found, tables):
+        assert text in page
+        assert all(f"| {' | '.join(cells)} |" in page for cells in body)
+    assert all(f"- {finding}" in page for finding in findings(found))
