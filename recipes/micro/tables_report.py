@@ -50,6 +50,7 @@ FINDINGS = (
     ("full data", "answer first", "conclusions", "Reasons first and then the answer are better than the answer first"),
 )
 STYLE_TOO = """
+body { max-width: 72rem; }
 table.plain td, table.plain th { text-align: right; padding: .2rem .5rem; font-weight: normal;
   font-variant-numeric: tabular-nums; white-space: nowrap; } table.plain th { color: var(--faint); }
 table.plain td:first-child { text-align: left; color: var(--ink); white-space: normal; min-width: 10rem; }
@@ -202,7 +203,7 @@ def page(
 
 def plot(found: Found, figure: str, paper: Callable[[str], float | None]) -> str:
     """A line for each row: a dot for each seed, a stroke at their mean, a ring for the paper's figure."""
-    left, right, step = 290, 860, 30
+    left, right, step = 330, 870, 30
     height = step * len(found.by_row) + 40
 
     def x(value: float) -> float:
