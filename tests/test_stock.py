@@ -97,7 +97,9 @@ def test_a_saved_directory_gives_the_same_without_this_project(
     inputs = processor.encode(chat, [picture])
     assert inputs["input_ids"][0].tolist() == stock["ids"]
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits[0, -1], torch.tensor(stock["logits"]))
+        logits = model(**inputs).logits[0, -1]
+    # not bit for bit: another process may sum in another order (threads, where its memory lies)
+    torch.testing.assert_close(logits, torch.tensor(stock["logits"]), atol=1e-5, rtol=0)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert text == stock["text"] == stock["piped"]
