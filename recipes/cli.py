@@ -8,7 +8,6 @@ Nothing heavier than the standard library is imported before a command is chosen
 import argparse
 import difflib
 import importlib
-import os
 import re
 import sys
 from importlib.metadata import version
@@ -34,6 +33,8 @@ COMMANDS = {
     "micro": ("recipes.micro.bases", "Pretrain the two small halves that the quickstart starts from"),
     "merge": ("recipes.merge", "Fold a LoRA adapter into a full checkpoint"),
     "push": ("recipes.push", "Publish a model or a data set on the Hub, with a card of what happened"),
+    "env": ("recipes.env", "Show versions and devices, for a report of a bug"),
+    "completion": ("recipes.completion", "Write what bash, zsh or fish needs to complete the words of `llava`"),
 }
 
 
@@ -42,17 +43,20 @@ def parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="llava",
-        usage="llava <command> [arguments]",
+        usage="llava [--debug] <command> [arguments]",
         description=f"Build, train and evaluate LLaVA models.\n\ncommands:\n{lines}",
-        epilog="`llava <command> --help` lists its arguments. LLAVA_TRACEBACK=1 shows where an error came from.",
+        epilog="`llava <command> --help` lists its arguments.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("--debug", action="store_true", help="before a command: show where an error came from")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    debug = argv[:1] == ["--debug"]
+    argv = argv[debug:]
     if not argv:
         parser().print_help(sys.stderr)
         return 2
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(COMMANDS[name][0]).main(arguments)
     except (ValueError, OSError) as error:
         # These two are how users are told what to change; anything else is a bug and keeps its traceback.
-        if os.environ.get("LLAVA_TRACEBACK") == "1":
+        if debug:
             raise
         print(f"llava {name}: error: {' '.join(own_words(error).split())}", file=sys.stderr)
         return 1

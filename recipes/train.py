@@ -289,7 +289,15 @@ def find_checkpoint(config: TrainConfig, run: dict[str, Any]) -> Path | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    return TrlParser((TrainConfig, ModelConfig), prog="llava train")
+    """TRL takes `--config` out before it parses the rest, so that its help does not name it."""
+    return TrlParser(
+        (TrainConfig, ModelConfig),
+        prog="llava train",
+        usage="llava train --config FILE.yaml [--FIELD VALUE ...]",
+        description="Train the projector (stage 1), or projector and language model (stage 2). The YAML holds fields "
+        "of those below, which also stand for themselves on the command line and override it there; recipes are in "
+        "recipes/*/*.yaml. On several devices: `accelerate launch -m recipes.train --config FILE.yaml`.",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

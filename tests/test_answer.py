@@ -145,8 +145,13 @@ def test_more_pictures_than_are_kept_are_seen_once_too(monkeypatch):
     assert [a | b for a, b in zip(shown[::2], shown[1::2], strict=True)] == [
         {str(i), str(i + 1)} for i in (0, 2, 4, 6, 8)
     ]
-    assert all(len(texts[a]) >= len(texts[b]) for batch in batches for a, b in zip(batch, batch[1:], strict=False))
     assert answering.plan_batches([], [], 4) == []
+
+
+def test_questions_of_about_a_length_are_asked_together_those_about_a_picture_side_by_side():
+    texts = [[0] * length for length in (10, 200, 70, 20, 100, 30)]
+    pictures = [["a"], ["b"], ["a"], ["b"], ["b"], ["a"]]
+    assert answering.plan_batches(texts, pictures, 2) == [[1, 2], [4, 0], [5, 3]]
 
 
 def test_every_question_of_a_conversation_is_asked(tmp_path):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from benchmarks import shapes
 from modeling_llava import LlavaForConditionalGeneration
-from recipes.answering import Features, answer, pad_left
+from recipes.answering import Features, answer, answer_batch, can_share, pad
 from tests import tiny_text
 
 
@@ -80,7 +81,62 @@ def test_no_questions_are_no_answers(asked):
     assert answer(model, processor, [], []) == []
 
 
-def test_rows_are_padded_on_the_left():
-    ids, mask = pad_left([[1, 2, 3], [4]], 0)
+def test_rows_are_padded_on_the_left_or_after_their_beginning():
+    ids, mask = pad([[1, 2, 3], [4]], 0, 0)
     assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    ids, mask = pad([[1, 2, 3], [1, 4]], 0, 1)
+    assert ids.tolist() == [[1, 2, 3], [1, 0, 4]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 1]]
+
+
+def ask(asked, questions, shown, **options):
+    """Answers of a batch of questions about picture 1 or 2, and how many tokens the language model read at first."""
+    model, processor, _, pictures = asked
+    files = pictures[2]
+    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in questions]
+    texts = [processor.encode_text(chat).input_ids for chat in chats]
+    read = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    options = {"do_sample": False, "max_new_tokens": 12} | options
+    try:
+        together = answer_batch(Features(model, processor), texts, [files[i] for i in shown], **options)
+        at_first = [shape for shape in read if shape[1] > 1]
+    finally:
+        hook.remove()
+    alone = [
+        answer_batch(Features(model, processor), [text], [files[i]], **options)[0]
+        for text, i in zip(texts, shown, strict=True)
+    ]
+    assert together == alone
+    return texts, at_first
+
+
+def test_what_questions_begin_with_is_read_once(asked):
+    """Four questions about two pictures: two beginnings, then the rest of all four."""
+    texts, read = ask(asked, QUESTIONS, [0, 1, 0, 1])
+    length = len(texts[0]) - texts[0][::-1].index(asked[0].config.image_token_id)
+    assert read == [(2, length), (4, max(map(len, texts)) - length)]
+
+
+@pytest.mark.parametrize(
+    "questions, shown, options",
+    [
+        (QUESTIONS[:2], [0, 1], {}),  # nothing to share
+        (QUESTIONS, [0, 1, 0, 1], {"num_beams": 2}),
+        (QUESTIONS, [0, 1, 0, 1], {"no_repeat_ngram_size": 2}),
+    ],
+)
+def test_where_nothing_can_be_shared_each_question_is_read_whole(asked, questions, shown, options):
+    texts, read = ask(asked, questions, shown, **options)
+    assert read == [(len(questions) * options.get("num_beams", 1), max(map(len, texts)))]
+
+
+def test_layers_that_look_back_a_number_of_places_share_nothing(asked, monkeypatch):
+    """Padding inside would be among the places that they look back to."""
+    monkeypatch.setattr(asked[0].config.text_config, "sliding_window", 8, raising=False)
+    kinds = ["sliding_attention"] * asked[0].config.text_config.num_hidden_layers
+    monkeypatch.setattr(asked[0].config.text_config, "layer_types", kinds, raising=False)
+    assert not can_share(asked[0], GenerationConfig())

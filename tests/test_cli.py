@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import subprocess
 import sys
 import types
@@ -16,7 +15,7 @@ from recipes import cli
 ROOT = Path(__file__).parent.parent
 
 
-def run_llava(*arguments: str, fake_main: str = "pass", **environment: str) -> subprocess.CompletedProcess:
+def run_llava(*arguments: str, fake_main: str = "pass") -> subprocess.CompletedProcess:
     """Runs the script in a fresh process, with one more command, `fake`, whose main is `fake_main`."""
     code = (
         "import sys, types\n"
@@ -29,9 +28,8 @@ def run_llava(*arguments: str, fake_main: str = "pass", **environment: str) -> s
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "sys.exit(status)\n"
     )
-    env = {**os.environ, "LLAVA_TRACEBACK": "", **environment}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
@@ -45,7 +43,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 def test_no_arguments_prints_help_and_fails():
     result = run_llava()
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("usage: llava <command>")
+    assert result.stderr.startswith("usage: llava [--debug] <command>")
 
 
 def test_an_unknown_command_is_one_line_with_near_matches():
@@ -69,7 +67,7 @@ def test_a_user_error_is_one_line_without_a_traceback(error):
 
 
 def test_a_user_error_keeps_its_traceback_on_request():
-    result = run_llava("fake", fake_main="raise ValueError('found 1')", LLAVA_TRACEBACK="1")
+    result = run_llava("--debug", "fake", fake_main="raise ValueError('found 1')")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "ValueError: found 1" in result.stderr

@@ -287,7 +287,6 @@ def test_an_error_of_a_worker_is_told_in_its_own_words(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "recipes_fake", types.SimpleNamespace(main=main))
     monkeypatch.setitem(cli.COMMANDS, "fake", ("recipes_fake", ""))
-    monkeypatch.delenv("LLAVA_TRACEBACK", raising=False)
     assert cli.main(["fake"]) == 1
     told = capsys.readouterr().err
     assert told == "llava fake: error: `0` of sample `x: y` is empty (0 bytes). Remove the sample.\n"
