@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow check bench
+.PHONY: install quickstart test test-slow check bench docs
 
 install: .venv/.installed
 
@@ -28,3 +28,10 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.forward
+
+# The site, in build/site; its pages that scripts write are written anew first.
+docs: install
+	$(BIN)/python -m docs.reference
+	$(BIN)/python -m docs.trees
+	$(BIN)/python -m docs.results
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

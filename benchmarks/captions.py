@@ -9,7 +9,6 @@ rows alone.
 
 import argparse
 import json
-import platform
 import random
 import resource
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.forward import circumstances
 from recipes import captions
 
 
@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
         report = json.loads(rows.with_suffix(".report.json").read_text(encoding="utf-8"))
         plot = rows.with_suffix(".phrases.png").read_bytes()
-    figures = {
+    facts = circumstances(argparse.Namespace(device="cpu", **vars(args)))
+    facts["versions"] |= {name: version(name) for name in ("pyarrow", "textblob")}
+    figures = facts | {
         "captions": args.captions,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),  # of all processes: what others do on the machine does not change it much
@@ -98,9 +100,6 @@ def main(argv: list[str] | None = None) -> None:
         "peak_mib_of_largest_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "num_proc": args.num_proc,
         **{key: report[key] for key in ("extractor", "phrases", "phrases_frequent_enough", "phrases_kept", "rows")},
-        "python": platform.python_version(),
-        "pyarrow": version("pyarrow"),
-        "machine": platform.processor() or platform.machine(),
     }
     print(json.dumps(figures, indent=2))
     if args.out:

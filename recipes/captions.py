@@ -40,7 +40,8 @@ def build(args: argparse.Namespace) -> dict:
         num_captions = sum(1 for _ in captions())
         chosen, facts = np.ones(num_captions, dtype=bool), {}
     else:
-        index = PhraseIndex(extract_phrases(captions(), args.concepts, args.num_proc))
+        num_proc = args.num_proc or os.cpu_count() or 1
+        index = PhraseIndex(extract_phrases(captions(), args.concepts, num_proc))
         chosen = balance(index, args.min_captions, args.max_captions, args.seed)
         before, after = index.frequencies(), index.frequencies(chosen)
         facts = {
@@ -96,8 +97,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path, metavar="DIR", help="folder with a brief_questions.txt of your own")
     parser.add_argument("--source", help="name of the data set in the rows (the file's)")
     parser.add_argument("--seed", type=int, default=0)
-    num_proc = os.cpu_count() or 1
-    parser.add_argument("--num-proc", type=int, default=num_proc, metavar="N", help="processes (%(default)s)")
+    parser.add_argument("--num-proc", type=int, metavar="N", help="processes (as many as there are cores)")
     parser.add_argument("--strict", action="store_true", help="a pair that cannot be used is an error")
     return parser
 
