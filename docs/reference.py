@@ -1,6 +1,6 @@
 """Writes docs/reference.md, every command with its arguments, from the parsers themselves.
 
-    python docs/reference.py
+    python -m docs.reference
 
 tests/test_docs_site.py compares the page with a fresh one.
 """
@@ -20,7 +20,8 @@ from recipes.cli import COMMANDS
 from recipes.train_config import TrainConfig
 
 
-PAGE = Path(__file__).parent / "reference.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/reference.md"
 HIDDEN = argparse.SUPPRESS
 MANY = 10  # arguments of a group that nothing is said of, from where on they are a list and no table
 HEAD = """\
@@ -120,6 +121,8 @@ def shown_value(value: Any) -> str:
     is_empty = value is None or value is False or value is argparse.SUPPRESS or value in ("", [], {}, ())
     if is_empty:
         return ""
+    if isinstance(value, Path) and value.is_relative_to(ROOT):  # a file of this project, wherever it is installed
+        value = value.relative_to(ROOT)
     return code(" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
