@@ -6,10 +6,11 @@ python -m docs.results
 import json
 import shlex
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import answer_speed, forward, generate_speed
+from benchmarks import answer_speed, generate_speed
 
 
 ROOT = Path(__file__).parent.parent
@@ -24,20 +25,37 @@ both sides in turn on the same data. Figures of the micro world are in [quicksta
 """
 
 
-def train_table(found: dict[str, Any]) -> str:
-    """Without the columns that are for those who work on the benchmark."""
-    lines = [["", "speed, TRL = 1", "of CPU time", "memory, TRL = 1", "loss apart"], ["---"] + ["--:"] * 4]
-    for result in found["results"]:
-        for one in result["comparisons"]:
-            speed, cpu = statistics.median(one["speed_ratios"]), statistics.median(one["cpu_speed_ratios"])
-            apart = f"{one['loss_difference']:.0e}" if "loss_difference" in one else ""
-            name = f"{result['title']}, {one['setting']}"
-            lines.append([name, f"{speed:.2f}", f"{cpu:.2f}", f"{one['memory_ratio']:.2f}", apart])
+def rows_of(lines: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def spread(ratios: list[float]) -> str:
+    middle = f"{statistics.median(ratios):.2f}"
+    return middle if len(ratios) == 1 else f"{middle} ({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def train_table(found: dict[str, Any]) -> str:
+    lines = [["", "speed", "by CPU time", "memory", "loss apart"], ["---"] + ["--:"] * 4]
+    for result in found["results"]:
+        for one in result["comparisons"]:
+            apart = f"{one['loss_difference']:.0e}" if "loss_difference" in one else ""
+            figures = [
+                spread(one["speed_ratios"]),
+                spread(one["cpu_speed_ratios"]),
+                f"{one['memory_ratio']:.2f}",
+                apart,
+            ]
+            lines.append([f"{result['title']}, {one['setting']}", *figures])
+    return rows_of(lines)
+
+
 def forward_table(found: dict[str, Any]) -> str:
-    return forward.table(found["rows"])
+    lines = [["", "speed", "by CPU time", "by operations", "memory"], ["---"] + ["--:"] * 4]
+    for one in found["rows"]:
+        figures = [spread(one["time_ratios"]), spread(one["cpu_time_ratios"])]
+        figures += [f"{one['operations_ratio']:.2f}", f"{1 / one['memory_ratio']:.2f}"]
+        lines.append([one["name"], *figures])
+    return rows_of(lines)
 
 
 def answer_table(found: dict[str, Any]) -> str:
@@ -60,17 +78,13 @@ def captions_table(found: dict[str, Any]) -> str:
         "different noun phrases": f"{found['phrases']:,}",
         "rows kept": f"{found['rows']:,}",
     }
-    rows = (shown, ["---"] * len(shown), shown.values())
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return rows_of((shown, ["--:"] * len(shown), shown.values()))
 
 
 def curves_table(found: dict[str, Any]) -> str:
-    lines = ["| way | held-out loss at the end, by seed |", "|---|---|"]
-    lines += [
-        f"| {way} | {', '.join(f'{loss:.4f}' for loss in losses)} |"
-        for way, losses in found["last_held_out_loss"].items()
-    ]
-    return "\n".join(lines)
+    ways = found["last_held_out_loss"].items()
+    lines = [[way, ", ".join(f"{loss:.4f}" for loss in losses)] for way, losses in ways]
+    return rows_of([["way", "held-out loss at the end, by seed"], ["---", "---"], *lines])
 
 
 # Start of the name of a file, which is that of the benchmark -> heading, what is compared, table.
@@ -78,14 +92,15 @@ SECTIONS = {
     "train_speed": (
         "Training beside TRL",
         "The same conversations per step through our trainer and through TRL's `SFTTrainer` with its vision collator\n"
-        "and `assistant_only_loss`. Speed above 1 is faster, memory below 1 is less (of a first step, above the\n"
-        "loaded model). Each its default: TRL with checkpointing, ours without. Length-grouped: TRL's conversations\n"
-        "are put in order of length before they become batches.",
+        "and `assistant_only_loss`. TRL is 1: speed above 1 is faster, memory below 1 is less (of a first step,\n"
+        "above the loaded model). Each its default: TRL with checkpointing, ours without. Length-grouped: TRL's\n"
+        "conversations are put in order of length before they become batches.",
         train_table,
     ),
     "forward": (
         "Our model beside stock Llava",
-        "The same weights and inputs in our class and in that of transformers; a ratio above 1 is for ours.",
+        "The same weights and inputs in our class and in that of transformers, which is 1: speed above 1 is faster,\n"
+        "memory below 1 is less.",
         forward_table,
     ),
     "answer_speed": (
