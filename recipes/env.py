@@ -6,12 +6,12 @@ llava env
 import argparse
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from huggingface_hub import get_token
-from packaging.requirements import Requirement
 
 
 PACKAGE = "visual-instruction-tuning"
@@ -35,14 +35,15 @@ def parser() -> argparse.ArgumentParser:
 def packages() -> list[str]:
     """What this package names in pyproject.toml, those of extras where they are installed."""
     lines = []
-    for requirement in map(Requirement, requires(PACKAGE) or ()):
-        if requirement.name == PACKAGE:
+    for requirement in requires(PACKAGE) or ():
+        name = re.match(r"[\w.-]+", requirement)[0]
+        if name == PACKAGE:
             continue
         try:
-            lines.append(f"{requirement.name} {version(requirement.name)}")
+            lines.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            if requirement.marker is None:
-                lines.append(f"{requirement.name} is not installed")
+            if ";" not in requirement:  # what stands behind it is the extra that wants it
+                lines.append(f"{name} is not installed")
     return sorted(set(lines), key=str.lower)
 
 

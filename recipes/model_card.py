@@ -1,5 +1,6 @@
 """The card of a model: a README.md with the Hub's header, written from what really happened."""
 
+import json
 import re
 from typing import Any
 
@@ -8,12 +9,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from data_generation.card import YOURS
 from recipes.card_example import Example
 from recipes.local_paths import last_name, shorten
-from recipes.model_history import UNKNOWN, Base, History, Source, Stage, header_of, without_header
+from recipes.model_history import UNKNOWN, Base, History, Source, Stage
 from recipes.model_scores import Score
+from recipes.old_card import header_of, old_words
 
 
 TASK = "image-text-to-text"
 LOSSES, EXAMPLE = "loss.png", "example"
+ALL = ("all", "all kinds", "average", "overall")
 STAGES = {
     "pretrain": "the projector alone, on captions",
     "finetune": "projector and language model, on instructions",
@@ -43,15 +46,6 @@ CITATION = """```bibtex
   year      = {2023}
 }
 ```"""
-TO_FILL = """
-
-## Licence and terms
-
-To be filled in by whoever publishes this:
-
-- licence of this model (also as `license` in the header):
-- terms of the base models and of the data that bind it:
-"""
 
 
 def model_card(
@@ -68,25 +62,17 @@ def model_card(
     own = [score for score in scores if not score.is_control]
     sections = [
         f"# {repo_id.rpartition('/')[2]}",
-        what_it_is(config, parameters, found, step),
+        what_it_is(config, parameters, found, own, step),
         *([example_section(example)] if example else []),
         use_section(repo_id, example),
-        made_of(found),
-        *training_sections(found),
         *([scores_section(scores)] if scores else []),
         limits(found, own),
+        made_of(found),
+        *training_sections(found),
         f"## Cite\n\n{CITATION}",
         YOURS + old_words(old),
     ]
     return f"---\n{header(repo_id, found, own, header_of(old)).to_yaml()}\n---\n\n" + "\n\n".join(sections)
-
-
-def old_words(old: str) -> str:
-    """Below our line, what somebody wrote there; the whole text of a card that has no such line."""
-    if YOURS in old:
-        return old.partition(YOURS)[2]
-    words = without_header(old).strip()
-    return f"\n\n{words}\n" if words else TO_FILL
 
 
 def header(repo_id: str, found: History, scores: list[Score], old: dict[str, Any]) -> ModelCardData:
@@ -100,7 +86,7 @@ def header(repo_id: str, found: History, scores: list[Score], old: dict[str, Any
         "datasets": list(dict.fromkeys(sources)) or old.get("datasets"),
     }
     kept = {name: value for name, value in old.items() if name not in {*ours, "model-index"}}
-    results = [result_of(score) for score in scores]
+    results = [result_of(score) for score in scores if not score.is_part]
     name = repo_id.rpartition("/")[2] if results else None
     return ModelCardData(**kept, **ours, model_name=name, eval_results=results or None)
 
@@ -119,20 +105,32 @@ def result_of(score: Score) -> EvalResult:
     )
 
 
-def what_it_is(config: dict[str, Any], parameters: int, found: History, step: int | None) -> str:
-    vision, text = config["vision_config"], config["text_config"]
+def what_it_is(config: dict[str, Any], parameters: int, found: History, scores: list[Score], step: int | None) -> str:
+    vision, text, side = config["vision_config"], config["text_config"], config["vision_config"].get("image_size")
     tokens = f"{config['image_seq_length']:,} tokens of a picture"
-    size = (
-        f", {vision['image_size']}x{vision['image_size']} pixels" if isinstance(vision.get("image_size"), int) else ""
-    )
-    words = (
-        f"A LLaVA with {parameters:,} parameters: it answers questions about pictures in words. A "
-        f"`{vision['model_type']}` vision tower{size}, {tokens}, a `{config.get('projector_type', 'mlp')}` projector, "
-        f"and a `{text['model_type']}` language model. It is made for stock `transformers`."
-    )
+    size = f"{side} x {side} pixels, " if isinstance(side, int) else ""
+    words = [
+        f"A LLaVA with {parameters:,} parameters, which answers questions about pictures in words. It loads in stock "
+        f"`transformers`. Vision tower: `{vision['model_type']}` ({size}{tokens}); projector: "
+        f"`{config.get('projector_type', 'mlp')}`; language model: `{text['model_type']}`."
+    ]
     if step is not None:
-        words += f"\n\n**Still in training:** these are the weights of step {step:,}."
-    return words
+        words.append(f"**Still in training:** these are the weights of step {step:,}.")
+    elif found.stages and found.stages[-1].name == "pretrain":
+        words.append("**Stage 1 only:** the projector has learned from captions; nothing has learned from questions.")
+    if scores:
+        told = [f"**{one.shown}** on {line(one.data)} ({line(one.group)}, {one.metric})" for one in foremost(scores)]
+        words.append(f"In per cent, with 95 % intervals: {'; '.join(told)}.")
+    return "\n\n".join(words)
+
+
+def foremost(scores: list[Score]) -> list[Score]:
+    """Of each data set the score over all of it; where there is none, its first."""
+    found: dict[str, Score] = {}
+    for score in scores:
+        if score.data not in found or (score.group in ALL and found[score.data].group not in ALL):
+            found[score.data] = score
+    return list(found.values())
 
 
 def example_section(example: Example) -> str:
@@ -157,14 +155,16 @@ def use_section(repo_id: str, example: Example | None) -> str:
 
 ask = pipeline("image-text-to-text", model="{repo_id}")
 picture = {picture}
-content = [{{"type": "image", "path": picture}}, {{"type": "text", "text": {quoted(asked)}}}]
-print(ask(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
+question = {quoted(asked)}
+content = [{{"type": "image", "path": picture}}, {{"type": "text", "text": question}}]
+chat = [{{"role": "user", "content": content}}]
+print(ask(text=chat, return_full_text=False)[0]["generated_text"])
 ```"""
 
 
 def quoted(text: str) -> str:
-    """As Python writes it; a fence in the question would end the code."""
-    return repr(text.replace("```", "'''"))
+    """As Python reads it; a fence in the question would end the code."""
+    return json.dumps(text.replace("```", "'''"), ensure_ascii=False)
 
 
 def made_of(found: History) -> str:
@@ -174,7 +174,9 @@ def made_of(found: History) -> str:
 
 
 def name_of(base: Base) -> str:
-    return f"[{base.name}](https://huggingface.co/{base.name})" if base.is_on_hub else f"`{shorten(base.name)}`"
+    if base.is_on_hub:
+        return f"[{base.name}](https://huggingface.co/{base.name})"
+    return UNKNOWN if base.name == UNKNOWN else f"`{shorten(base.name)}`, a folder that is not on the Hub"
 
 
 # -- training --
@@ -183,58 +185,56 @@ def name_of(base: Base) -> str:
 def training_sections(found: History) -> list[str]:
     if not found.stages:
         return ["## Training\n\nThere is no record of its training beside the weights."]
-    sections = []
-    for number, stage in enumerate(found.stages, 1):
-        what = STAGES.get(stage.name, stage.name)
-        sections.append(
-            "\n\n".join(
-                [
-                    f"## Training, stage {number} of {len(found.stages)}: {what}",
-                    trainable_table(stage),
-                    data_table(stage),
-                    settings(stage),
-                ]
-            )
-        )
+    number = len(found.stages)
+    sections = [f"## Training\n\nStarted from `{shorten(found.began_as or UNKNOWN)}`."]
+    versions = [versions_of(stage) for stage in found.stages]
+    for n, stage in enumerate(found.stages, 1):
+        title = f"### Stage {n} of {number}: {STAGES.get(stage.name, stage.name)}"
+        own = [versions[n - 1]] if versions[n - 1] and len(set(versions)) > 1 else []
+        sections += [title, trainable_table(stage), data_list(stage), *settings(stage), *own]
     if any(any(stage.losses()) for stage in found.stages):
         sections.append(f"![losses by step]({LOSSES})")
-    began = f"The first of these stages started from `{shorten(found.began_as or UNKNOWN)}`."
+    if versions[0] and len(set(versions)) == 1:
+        sections.append(versions[0])
     names = "`training.json` has every setting and the log of the last stage; `training-1.json` and on those before."
-    return [*sections, f"{began} {names if len(found.stages) > 1 else names.partition(';')[0] + '.'}"]
+    return [*sections, names if number > 1 else f"{names.partition(' of the last')[0]}."]
 
 
 def trainable_table(stage: Stage) -> str:
+    """Without parts that have no weights of their own, such as a head that is tied to the embeddings."""
     lines = ["| part | parameters | trained | learning rate |", "|---|---:|---:|---:|"]
     for row in stage.facts["trainable"]:
         rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        lines.append(f"| {row['module']} | {row['parameters']:,} | {row['trained']:,} | {rate} |")
+        if row["parameters"]:
+            lines.append(f"| {row['module']} | {row['parameters']:,} | {row['trained']:,} | {rate} |")
     return "\n".join(lines)
 
 
-def data_table(stage: Stage) -> str:
-    lines = ["| data | rows | seen in an epoch | fingerprint | written by | licence |", "|---|---:|---:|---|---|---|"]
-    lines += [data_row(source) for source in stage.sources]
+def data_list(stage: Stage) -> str:
     data = stage.facts["data"]
-    words = [f"{data['conversations']:,} conversations."] if "conversations" in data else ["Read as a stream."]
+    words = f"{data['conversations']:,} conversations" if "conversations" in data else "Read as a stream"
     dropped = {reason: one["number"] for reason, one in (data.get("dropped") or {}).items()}
     if dropped:
         counts = ", ".join(f"{line(reason)} {number:,}" for reason, number in dropped.items())
-        words.append(f"Left out: {counts}.")
+        words += f"; left out: {counts}"
     if cut := (data.get("cut") or {}).get("conversations"):
-        words.append(f"Cut to the longest length: {cut:,}.")
-    return "\n".join([*lines, "", " ".join(words)])
+        words += f"; cut to the longest length: {cut:,}"
+    return "\n".join([f"{words}. Data:", "", *(f"- {source_words(source)}" for source in stage.sources)])
 
 
-def data_row(source: Source) -> str:
+def source_words(source: Source) -> str:
     facts, name = source.facts, str(source.facts["data"])
-    shown = f"[{name}](https://huggingface.co/datasets/{name})" if source.is_on_hub else f"`{last_name(name)}`"
-    counts = [f"{facts[key]:,}" if isinstance(facts.get(key), int) else "" for key in ("rows", "rows_in_mixture")]
-    models = ", ".join(f"`{line(model)}`" for model in source.models) or UNKNOWN
-    cells = [shown, *counts, facts.get("fingerprint") or "", models, line(source.licence)]
-    return f"| {' | '.join(cells)} |"
+    words = [f"[{name}](https://huggingface.co/datasets/{name})" if source.is_on_hub else f"`{last_name(name)}`"]
+    rows, seen = facts.get("rows"), facts.get("rows_in_mixture")
+    if isinstance(rows, int):
+        words.append(f"{rows:,} rows" + (f" ({seen:,} in an epoch)" if seen not in (None, rows) else ""))
+    if facts.get("fingerprint"):
+        words.append(f"fingerprint `{facts['fingerprint']}`")
+    words.append(f"written by {', '.join(f'`{line(model)}`' for model in source.models) or UNKNOWN}")
+    return ", ".join([*words, f"licence {line(source.licence)}"])
 
 
-def settings(stage: Stage) -> str:
+def settings(stage: Stage) -> list[str]:
     facts, config = stage.facts, stage.facts["config"]
     shown = {name: config.get(name) for name in SETTINGS if config.get(name) not in (None, "", False)}
     if shown.get("max_steps") == -1:
@@ -248,32 +248,54 @@ def settings(stage: Stage) -> str:
     if "plan" in facts:
         shown["conversations in a step"] = f"{facts['plan']['samples_per_step']:.1f}"
     done = max((entry["step"] for entry in facts["log"]), default=0)
-    lines = [f"- {', '.join(f'{name} {value}' for name, value in shown.items())}"]
+    lines = [f"Settings: {', '.join(f'{name} {value}' for name, value in shown.items())}."]
     where = [f"{done:,} steps"]
     if "seconds" in facts:
         where.append(f"{facts['seconds'] / 60:,.1f} minutes")
     if "hardware" in facts:
         where.append(f"{facts['processes']} x {facts['hardware']}")
-        where.append(f"ended {facts['ended']}")
-    lines.append(f"- {', '.join(where)}")
-    if versions := facts.get("versions"):
-        commit = f", commit {facts['commit']}" if facts.get("commit") else ""
-        lines.append(f"- {', '.join(f'{name} {number}' for name, number in versions.items())}{commit}")
-    return "\n".join(lines)
+        where.append(f"ended {facts['ended'][:10]}")
+    lines.append(f"Run: {', '.join(where)}.")
+    return lines
+
+
+def versions_of(stage: Stage) -> str:
+    versions, commit = stage.facts.get("versions"), str(stage.facts.get("commit") or "")
+    if not versions:
+        return ""
+    changed = " with changes" if commit.endswith("-dirty") else ""
+    at = f", commit {commit.removesuffix('-dirty')[:12]}{changed}" if commit else ""
+    return f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}{at}."
 
 
 # -- scores and limits --
 
 
 def scores_section(scores: list[Score]) -> str:
-    lines = ["## Scores", "", "In per cent, with 95 % intervals.", ""]
-    lines += ["| data | part | metric | questions | score |", "|---|---|---|---:|---:|"]
-    for score in scores:
-        group = f"{line(score.group)} (control)" if score.is_control else line(score.group)
-        lines.append(f"| {line(score.data)} | {group} | {score.metric} | {score.questions:,} | {score.shown} |")
+    """A table for each data set; what its scores are made of is folded away."""
+    sections = ["## Scores", "In per cent, with 95 % intervals."]
+    for data in dict.fromkeys(score.data for score in scores):
+        those = [score for score in scores if score.data == data]
+        parts = [score for score in those if score.is_part]
+        metrics = {score.metric for score in those}
+        title = f"### {line(data)}" + (f": {those[0].metric}" if len(metrics) == 1 else "")
+        sections += [title, scores_table([score for score in those if not score.is_part], len(metrics) > 1)]
+        if parts:
+            table = scores_table(parts, len(metrics) > 1)
+            sections.append(f"<details><summary>By kind</summary>\n\n{table}\n\n</details>")
     if any(score.is_control for score in scores):
         words = "Controls are the same questions without the picture, or to something else: no scores of this model."
-        lines += ["", words]
+        sections.append(words)
+    return "\n\n".join(sections)
+
+
+def scores_table(scores: list[Score], has_metrics: bool) -> str:
+    metric, rule = (" metric |", "---|") if has_metrics else ("", "")
+    lines = [f"| part |{metric} questions | score |", f"|---|{rule}---:|---:|"]
+    for score in scores:
+        group = f"{line(score.group)} (control)" if score.is_control else line(score.group)
+        own = f" {score.metric} |" if has_metrics else ""
+        lines.append(f"| {group} |{own} {score.questions:,} | {score.shown} |")
     return "\n".join(lines)
 
 

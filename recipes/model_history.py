@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from recipes import local_paths
 from recipes.checkpoints import FINISHED
+from recipes.old_card import header_of
 from recipes.push_files import CARD, Upload, read_json
 
 
@@ -23,6 +23,11 @@ UNKNOWN = "unknown"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MOST_STAGES = 10
 PARTS = {"vision_config": "vision tower", "text_config": "language model"}
+
+
+def names_hub(name: str) -> bool:
+    """Whether a name is one of the Hub: what lies in a folder that is here, or has lain there, is none."""
+    return HUB_ID.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Base:
 
     @property
     def is_on_hub(self) -> bool:
-        return HUB_ID.fullmatch(self.name) is not None and not Path(self.name).exists()
+        return names_hub(self.name)
 
 
 @dataclass(frozen=True)
@@ -135,30 +140,13 @@ def licence_of(name: str) -> str:
     return UNKNOWN
 
 
-def header_of(card: str) -> dict[str, Any]:
-    """The YAML at the top of a card; nothing where there is none."""
-    found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", card, re.DOTALL)
-    if found is None:
-        return {}
-    try:
-        header = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"The header of a {CARD} is no YAML: {' '.join(str(error).split())}. Repair it.") from error
-    return header if isinstance(header, dict) else {}
-
-
-def without_header(card: str) -> str:
-    return re.sub(r"\A\ufeff?---[ \t]*\r?\n.*?\r?\n---[ \t]*(\r?\n|$)", "", card, flags=re.DOTALL)
-
-
 # -- data --
 
 
 def source_of(facts: dict[str, Any]) -> Source:
     path = Path(str(facts["data"]))
     if not path.exists():
-        is_on_hub = HUB_ID.fullmatch(str(path)) is not None and not path.suffix
-        return Source(facts, is_on_hub=is_on_hub)
+        return Source(facts, is_on_hub=names_hub(str(path)) and not path.suffix)
     card = path / CARD if path.is_dir() else path.parent / CARD
     header = header_of(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() and path.is_dir() else {}
     return Source(facts, str(header.get("license") or UNKNOWN), models_of(parquet_files(path)))

@@ -18,6 +18,7 @@ NAMES = {
     "mmbench": "MMBench",
     "seed": "SEED-Bench",
 }
+MICRO = {"stage 2": "all kinds", "black picture": "a black picture", "another scene's": "another scene's picture"}
 METRICS = {"soft": "VQA accuracy", "exact": "exact match"}
 
 
@@ -33,6 +34,7 @@ class Score:
     high: float | None
     questions: int
     is_control: bool = False  # shown beside the model's scores, but none of its
+    is_part: bool = False  # of what another of its scores sums up
 
     @property
     def shown(self) -> str:
@@ -108,7 +110,7 @@ def _judged(content: dict[str, Any], path: Path, candidate: str) -> Iterator[Sco
 def _micro(content: dict[str, Any]) -> Iterator[Score]:
     for condition, found in content["scores"].items():
         is_control = condition not in ("stage 2", "dialogues", "new combinations")
-        group = "all kinds" if condition == "stage 2" else condition
+        group = MICRO.get(condition, condition)
         yield _share(
             "micro world",
             group,
@@ -120,11 +122,14 @@ def _micro(content: dict[str, Any]) -> Iterator[Score]:
         if condition == "stage 2":
             for kind, part in found["by_kind"].items():
                 number = content["questions_per_kind"]
-                yield _share("micro world", kind, "exact match", round(part * number), number)
+                yield _share("micro world", kind, "exact match", round(part * number), number, is_part=True)
 
 
-def _share(data: str, group: str, metric: str, right: int, total: int, is_control: bool = False) -> Score:
+def _share(
+    data: str, group: str, metric: str, right: int, total: int, is_control: bool = False, is_part: bool = False
+) -> Score:
     found = share(right, total)
     if found.value is None:
-        return Score(data, group, metric, 0.0, None, None, 0, is_control)
-    return Score(data, group, metric, 100 * found.value, 100 * found.low, 100 * found.high, total, is_control)
+        return Score(data, group, metric, 0.0, None, None, 0, is_control, is_part)
+    low, high = 100 * found.low, 100 * found.high
+    return Score(data, group, metric, 100 * found.value, low, high, total, is_control, is_part)

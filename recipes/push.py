@@ -84,22 +84,29 @@ def publish(args: argparse.Namespace, selection: "Selection", describe: Callable
     """`describe` makes the card, and what goes with it, of the card that it replaces."""
     from huggingface_hub import HfApi
 
-    from data_generation.card import read_card
-    from recipes.push_checks import check_texts
+    from data_generation.card import YOURS, read_card
+    from recipes.old_card import joined
     from recipes.push_files import CARD
+    from recipes.push_secrets import check_contents
     from recipes.push_upload import make_repository, read_old_card, upload
 
     old = read_card(args.place / CARD) if args.place.is_dir() else ""
     uploads = [*selection.uploads, *describe(old)]
-    check_texts(uploads)
+    check_contents(uploads)
+    if old and YOURS not in old and args.action == "model":
+        print(f"`{args.place / CARD}` stays as it is; the card that is published ends with its words")
     if args.dry_run:
         return show(args.repo_id, uploads, selection)
     api = HfApi()
     make_repository(api, args.repo_id, args.action, args.private)
-    if not old and (there := read_old_card(api, args.repo_id, args.action)):
-        described = describe(there)  # what somebody wrote into the card on its page stays
-        check_texts(described)
+    there = read_old_card(api, args.repo_id, args.action)
+    both, is_lost = joined(old, there)
+    if both != old:
+        described = describe(both)
+        check_contents(described)
         uploads = [*selection.uploads, *described]
+    if is_lost:
+        print(f"{CARD} of the Hub had other words of its own; those of `{args.place / CARD}` take their place")
     tell_left_out(selection)
     address, stale = upload(api, args.repo_id, args.action, uploads, f"llava push {args.action}: {args.place.name}")
     if stale:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +11,16 @@ from huggingface_hub import DatasetCardData
 from data_generation.card import YOURS, read_card
 from data_generation.rows import read_rows
 from recipes import local_paths
-from recipes.model_card import TASK, line, old_words
-from recipes.model_history import UNKNOWN, header_of, models_of, without_header
-from recipes.push_files import CARD, Selection, Upload
+from recipes.model_card import TASK, line
+from recipes.model_history import UNKNOWN, models_of
+from recipes.old_card import TO_FILL_OF_ROWS, header_of, old_words
+from recipes.push_files import CARD, Selection, Upload, refuse_link_outside
 
 
 REPORT, LEDGER = "report.html", "ledger"
+SUFFIXES = (".parquet", ".jsonl")
 KINDS = 20  # at most in a table
+NAMES = 20  # of files, at most in a header
 COLUMNS = ("id", "kind", "source", "model", "image_id")
 
 
@@ -25,7 +28,7 @@ def data_files(place: Path) -> Selection:
     """The files of a folder of `llava generate`, of another folder with parquet or JSONL files, or one such file."""
     selection = Selection()
     if place.is_file():
-        if place.suffix not in (".parquet", ".jsonl"):
+        if place.suffix not in SUFFIXES:
             raise ValueError(
                 f"`{place}` is no .parquet or .jsonl file. `llava data import` reads the original's JSON."
             )
@@ -54,10 +57,17 @@ def collect(folder: Path, selection: Selection) -> None:
         name = str(path.relative_to(folder))
         if name == CARD:
             continue
-        is_data = path in set().union(*wanted) if patterns else path.suffix in (".parquet", ".jsonl")
+        is_data = path in set().union(*wanted) if patterns else path.suffix in SUFFIXES
         if name == REPORT:
+            refuse_link_outside(path, folder)
             selection.uploads.append(Upload(name, shortened_page(path)))
         elif is_data and LEDGER not in path.relative_to(folder).parts:
+            if path.suffix not in SUFFIXES:
+                raise ValueError(
+                    f"`{folder / CARD}` says that `{name}` is data, which is no .parquet or .jsonl file. Name "
+                    "those that are, under `configs` in its header."
+                )
+            refuse_link_outside(path, folder)
             selection.uploads.append(Upload(name, path))
         else:
             reason = "what was asked and answered" if name.startswith(f"{LEDGER}/") else "no part of the data set"
@@ -77,9 +87,10 @@ def shortened_page(path: Path) -> bytes:
 
 
 def check_rows(uploads: list[Upload]) -> None:
-    files = [upload for upload in uploads if upload.name.endswith((".parquet", ".jsonl"))]
+    files = [upload for upload in uploads if upload.name.endswith(SUFFIXES)]
     if not files:
         raise ValueError("There is no .parquet or .jsonl file to push. Check the path.")
+    first: tuple[str, ...] = ()
     for upload in files:
         columns = columns_of(upload.source)
         if not columns:
@@ -88,6 +99,14 @@ def check_rows(uploads: list[Upload]) -> None:
             raise ValueError(
                 f"`{upload.source}` has the columns {', '.join(columns)}; wanted rows with `messages`, and `images` "
                 "where there are pictures."
+            )
+        first = first or (upload.name, *sorted(columns))
+        is_kind = upload.name.endswith(Path(first[0]).suffix)
+        # Of rows of JSON the first one does not show all columns.
+        if not is_kind or (upload.name.endswith(".parquet") and first[1:] != tuple(sorted(columns))):
+            raise ValueError(
+                f"`{upload.source}` has the columns {', '.join(columns)}, and {first[0]} has {', '.join(first[1:])}: "
+                "`load_dataset` reads one kind of file with one set of columns. Push them apart, each by its name."
             )
 
 
@@ -113,16 +132,17 @@ def columns_of(path: Path) -> list[str]:
 
 def data_card(repo_id: str, place: Path, uploads: list[Upload], old: str) -> str:
     """That of `llava generate`, which says where its files are, with local paths shortened; else one of what there is
-    to see in the rows. `old` is the card that this one replaces."""
-    local = read_card(place / CARD) if place.is_dir() else ""
-    if patterns_of(local):
-        return local_paths.shorten(local)
-    files = [upload for upload in uploads if upload.name.endswith((".parquet", ".jsonl"))]
+    to see in the rows. `old` is the card that this one replaces, which begins as that of the folder."""
+    use = f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo_id}", split="train")\n```'
+    if place.is_dir() and patterns_of(read_card(place / CARD)):
+        made, forms = "\n## How it was made\n", set().union(*(forms_of(one.source) for one in uploads))
+        if "load_dataset(" not in old:
+            old = old.replace(made, f"\n## Use\n\n{use}\n\n{in_rows(forms)}\n{made}", 1)
+        return local_paths.shorten(old)
+    files = [upload for upload in uploads if upload.name.endswith(SUFFIXES)]
     rows, kinds, sources, pictures, forms = count(files)
     ours = {
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": [one.name for one in files]}]}
-        ],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": paths_of(files)}]}],
         "task_categories": [TASK],
         "tags": list(dict.fromkeys([*(header_of(old).get("tags") or []), "llava"])),
     }
@@ -136,17 +156,18 @@ def data_card(repo_id: str, place: Path, uploads: list[Upload], old: str) -> str
         "\n".join(["| kind | rows |", "|---|---:|", *table]),
         f"- sources: {', '.join(map(line, sorted(sources))) or UNKNOWN}\n"
         f"- written by: {', '.join(map(line, models)) or UNKNOWN}",
-        f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo_id}", split="train")\n```',
-        YOURS + own_words(old),
+        use,
+        YOURS + old_words(old, TO_FILL_OF_ROWS),
     ]
     return f"---\n{DatasetCardData(**kept, **ours).to_yaml()}\n---\n\n" + "\n\n".join(sections)
 
 
-def own_words(old: str) -> str:
-    words = old_words(old)
-    if old and YOURS not in old:
-        return f"\n\n{without_header(old).strip()}\n"
-    return words.replace("of this model", "of this data set").replace("the base models and of the data", "the sources")
+def paths_of(files: list[Upload]) -> list[str]:
+    """Their names, or where these are many, a pattern for each folder: all that has such a name in it is data."""
+    names = [file.name for file in files]
+    if len(names) <= NAMES:
+        return names
+    return sorted({str(PurePosixPath(name).with_name(f"*{PurePosixPath(name).suffix}")) for name in names})
 
 
 def count(files: Iterable[Upload]) -> tuple[int, Counter[str], set[str], int, set[str]]:
@@ -163,6 +184,16 @@ def count(files: Iterable[Upload]) -> tuple[int, Counter[str], set[str], int, se
             known = row.get("image_id") or [image for image in images if isinstance(image, str)]
             pictures.update(known if isinstance(known, list) else [known])
     return total, kinds, sources, len(pictures), forms
+
+
+def forms_of(source: Path | bytes) -> set[str]:
+    """In which form a parquet file has its pictures, by its columns."""
+    if isinstance(source, bytes) or source.suffix != ".parquet":
+        return set()
+    with pq.ParquetFile(source) as file:
+        names = [file.schema.column(number).path for number in range(len(file.schema))]
+    images = [name for name in names if name.startswith("images.")]
+    return {"bytes" if any(name.endswith(".bytes") for name in images) else "names"} if images else set()
 
 
 def rows_of(path: Path) -> Iterable[dict]:

@@ -19,6 +19,8 @@ MODEL = re.compile(
     r"(pre)?processor_config\.json|chat_template\.(jinja|json)|tokenizer\.(json|model)|tokenizer_config\.json|"
     r"special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|(LICENSE|LICENCE|NOTICE)[\w.-]*"
 )
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 # What a run needs to go on. `optimizer.pt` and its like are pickles that hold no weights.
 STATE = re.compile(
     r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|complete\.json|run\.json|"
@@ -28,6 +30,7 @@ PICKLED_STATE = re.compile(r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
 CARD = "README.md"
 NOT_PART, IS_STATE, IS_PAGE = "no part of a checkpoint", "training state", "a page to look at, with local names"
+NOT_READ = f"weights beside those that a loader takes ({ONE}, or else what {INDEX} names)"
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,15 @@ def model_files(folder: Path, include_state: bool) -> Selection:
     if not (folder / "config.json").is_file():
         raise ValueError(f"`{folder}` has no config.json. Give the folder of a checkpoint.")
     selection = Selection()
-    pickles = []
+    pickles, weights = [], weights_of(folder)
     for path in sorted(folder.iterdir()):
         name = path.name
         if name in (CARD, FINISHED):
             continue
-        if path.is_file() and MODEL.fullmatch(name):
+        if path.is_file() and WEIGHTS.fullmatch(name) and name not in weights:
+            selection.left_out[NOT_READ].append(name)
+        elif path.is_file() and MODEL.fullmatch(name):
+            refuse_link_outside(path, folder)
             selection.uploads.append(Upload(name, clean_config(path)))
         elif STATE.fullmatch(name):
             selection.left_out[IS_STATE].append(name)
@@ -91,6 +97,38 @@ def model_files(folder: Path, include_state: bool) -> Selection:
         selection.uploads += state_files(folder)
         selection.left_out.pop(IS_STATE, None)
     return selection
+
+
+def weights_of(folder: Path) -> set[str]:
+    """The files that a loader takes: one, or else an index and those that it names."""
+    if (folder / ONE).is_file():
+        return {ONE}
+    shards = sorted(path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
+    if not (folder / INDEX).is_file():
+        if shards:
+            raise ValueError(f"`{folder}` has {shards[0]}{more(len(shards) - 1)}, and no {INDEX}. Bring it back.")
+        return set()
+    names = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"`{folder / INDEX}` has no `weight_map` of names. Write the checkpoint again.")
+    for name in sorted(set(names.values())):
+        if name not in shards or name == INDEX:
+            raise ValueError(
+                f"`{folder / INDEX}` names `{name}`, and there is no such file of weights. Bring it back."
+            )
+    return {INDEX, *names.values()}
+
+
+def refuse_link_outside(path: Path, folder: Path) -> None:
+    """What a link leads to may be anything that we can read. The cache of the Hub has its files by links."""
+    target, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == blobs):
+        return
+    raise ValueError(
+        f"`{path}` is a link out of its folder, to `{target}`, which would be published. If it is to be, put a copy "
+        "in its place (`cp`, or `cp -l` without a second copy on the disk)."
+    )
 
 
 def clean_config(path: Path) -> Path | bytes:
@@ -126,6 +164,7 @@ def state_files(folder: Path) -> list[Upload]:
     for path in sorted(checkpoint.rglob("*")):
         if not path.is_file() or path.name == COMPLETE:
             continue
+        refuse_link_outside(path, checkpoint)
         name = str(path.relative_to(checkpoint))
         if path.suffix in PICKLES and not PICKLED_STATE.fullmatch(name):
             raise ValueError(f"`{path}` is a pickle. Wanted weights in safetensors; remove it.")

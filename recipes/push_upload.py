@@ -36,8 +36,13 @@ STALE = {
 
 
 def check_repo_id(repo_id: str, name: str = "--repo-id") -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]{1,96}", repo_id) or re.search(r"\.\.|--|\.git$", repo_id):
-        raise ValueError(f"{name} is `{repo_id}`, wanted USER/NAME or ORGANIZATION/NAME, such as ada/llava-small.")
+    """As the Hub would have it, before it is asked: https://github.com/huggingface/huggingface_hub/issues/1008."""
+    part = r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?"
+    if not re.fullmatch(f"{part}/{part}", repo_id, re.ASCII) or re.search(r"\.\.|--|\.git$", repo_id):
+        raise ValueError(
+            f"{name} is `{repo_id}`, wanted USER/NAME or ORGANIZATION/NAME, such as ada/llava-small: letters without "
+            "accents, digits, and `-`, `_`, `.` between them."
+        )
 
 
 @contextmanager
@@ -64,6 +69,9 @@ def in_words(what: str, repo_id: str) -> Iterator[None]:
         raise told("HF_HUB_OFFLINE is set. Take it back", error) from error
     except httpx2.TransportError as error:
         raise told(f"the Hub cannot be reached ({type(error).__name__}). Check the network. {AGAIN}", error) from error
+    except UnicodeEncodeError as error:
+        words = "your token has characters that no token has. Log in (`hf auth login`), or set HF_TOKEN"
+        raise told(words, error) from error
     except ValueError as error:
         if "JSON" in type(error).__name__:
             raise told(f"the Hub did not answer as it should. {AGAIN}", error) from error

@@ -15,8 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from recipes.card_example import from_page
 from recipes.push import describe_model
-from recipes.push_checks import check_loads, check_texts
+from recipes.push_checks import check_loads
 from recipes.push_files import CARD, Selection, Upload, model_files
+from recipes.push_secrets import check_contents
 from recipes.push_upload import check_repo_id, make_repository, read_old_card, upload
 from recipes.train_config import TrainConfig
 
@@ -74,7 +75,7 @@ def _push(
     example = from_page(Path(config.output_dir))
     made = describe_model(folder, config.hub_model_id, parameters, [], example, old, facts, step)
     uploads: list[Upload] = [*selection.uploads, *made]
-    check_texts(uploads)
+    check_contents(uploads)
     return upload(api, config.hub_model_id, "model", uploads, f"llava train: {message}")[0]
 
 

@@ -27,7 +27,7 @@ TOLD = 15  # last lines of the log of a part that failed
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava reproduce", description="The paper's tables on the micro world.")
     default = Path(__file__).parent / "micro/tables.yaml"
-    parser.add_argument("--config", type=Path, default=default, help="what is trained and compared (recipes/micro/tables.yaml)")
+    parser.add_argument("--config", type=Path, default=default, help="rows and seeds (recipes/micro/tables.yaml)")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="(%(default)s)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows of the file (all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(those of the file)")

@@ -55,14 +55,18 @@ class HubServer:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, step: str, times: int = 10_000, **how: Any) -> None:
-        """At `create`, `preupload`, `batch`, `put` or `commit`: answers `status`, or drops the connection."""
-        self.faults.append({"step": step, "times": times} | how)
+    def fail(self, step: str, times: int = 10_000, after: int = 0, **how: Any) -> None:
+        """At `create`, `preupload`, `batch`, `put` or `commit`: answers `status`, or drops the connection; `after` so
+        many that it lets through."""
+        self.faults.append({"step": step, "times": times, "after": after} | how)
 
     def fault(self, step: str) -> dict[str, Any] | None:
         with self.lock:
             for fault in self.faults:
                 if fault["step"] == step and fault["times"] > 0:
+                    if fault["after"] > 0:
+                        fault["after"] -= 1
+                        return None
                     fault["times"] -= 1
                     return fault
         return None

@@ -12,8 +12,9 @@ from data_generation.rows import messages_of, row_features, write_rows
 from recipes.card_example import Example, from_page
 from recipes.loss_plot import HEIGHT, WIDTH, draw_losses
 from recipes.model_card import model_card
-from recipes.model_history import bases, header_of, history, records
+from recipes.model_history import bases, history, records
 from recipes.model_scores import Score, read_scores
+from recipes.old_card import TO_FILL, header_of, joined
 from recipes.push_data import data_card, data_files
 from recipes.samples import article
 
@@ -85,21 +86,22 @@ def card_of(trained, **changes) -> str:
 def test_the_card_has_the_records_figures(trained):
     card = card_of(trained)
     assert "A LLaVA with 2,238,208 parameters" in card
-    assert "`clip_vision_model` vision tower, 48x48 pixels, 9 tokens of a picture, a `linear` projector" in card
+    assert "Vision tower: `clip_vision_model` (48 x 48 pixels, 9 tokens of a picture); projector: `linear`" in card
     assert "| vision_tower | 761,728 | 0 |  |\n| multi_modal_projector | 33,024 | 33,024 | 0.002 |" in card
-    first, second = card.split("## Training, stage 2 of 2: projector and language model, on instructions")
-    assert "## Training, stage 1 of 2: the projector alone, on captions" in first
+    first, second = card.split("### Stage 2 of 2: projector and language model, on instructions")
+    assert "### Stage 1 of 2: the projector alone, on captions" in first
     link = "[org/captions](https://huggingface.co/datasets/org/captions)"
-    assert f"| {link} | 1,000 | 500 | f1 | unknown | unknown |" in first
-    assert "| `instruct` | 3 | 6 | f2 | `gpt-a`, `gpt-b` | cc-by-4.0 |" in second
-    assert "1,500 conversations. Left out: too long 7." in second
+    assert f"- {link}, 1,000 rows (500 in an epoch), fingerprint `f1`, written by unknown, licence unknown" in first
+    said = "- `instruct`, 3 rows (6 in an epoch), fingerprint `f2`, written by `gpt-a`, `gpt-b`, licence cc-by-4.0"
+    assert f"1,500 conversations; left out: too long 7. Data:\n\n{said}\n" in second
     # 4 rows a device x 3 times x 2 processes
     assert (
         "learning_rate 0.001, num_train_epochs 2, lr_scheduler_type cosine, packing True, rows in a step 24" in second
     )
-    assert "- 20 steps, 1.5 minutes, 2 x one CPU, ended 2026-01-01T00:00:00+00:00\n- torch 2.13, commit abc" in second
-    assert "The first of these stages started from `start`." in second
-    assert "its mistakes were learned too" in second and "No score was given" in second
+    assert "Run: 20 steps, 1.5 minutes, 2 x one CPU, ended 2026-01-01.\n" in second
+    assert card.count("Versions: torch 2.13, commit abc.") == 1  # of both stages
+    assert "## Training\n\nStarted from `start`." in first
+    assert "its mistakes were learned too" in first and "No score was given" in first
     assert str(trained.parent) not in card
 
 
@@ -121,8 +123,10 @@ def test_the_header_is_the_hubs(trained):
     assert (metric["type"], metric["value"], metric["name"]) == ("accuracy", 87.65, "accuracy")
     assert metric["args"] == {"questions": 3000, "interval": {"low": 85.0, "high": 90.0, "level": 0.95}}
     card = card_of(trained, scores=scores)
-    assert "| POPE | random | accuracy | 3,000 | 87.7 [85.0, 90.0] |" in card
-    assert "| micro world | black picture (control) | exact match | 4,200 | 17.8 [16.0, 19.0] |" in card
+    assert "| random | 3,000 | 87.7 [85.0, 90.0] |" in card.partition("### POPE: accuracy")[2]
+    wanted = "| black picture (control) | 4,200 | 17.8 [16.0, 19.0] |"
+    assert wanted in card.partition("### micro world")[2]
+    assert card.partition("## Use")[0].endswith("**87.7 [85.0, 90.0]** on POPE (random, accuracy).\n\n")
 
 
 def test_what_a_person_wrote_stays(trained):
@@ -133,6 +137,24 @@ def test_what_a_person_wrote_stays(trained):
     assert card.endswith(f"{YOURS}\n\n# Old\n\nMy words.\n")
     assert card_of(trained, old=card) == card  # written again, it is the same
     assert card_of(trained).endswith("- terms of the base models and of the data that bind it:\n")
+
+
+def test_words_of_the_folder_and_of_the_hub_are_joined():
+    here = f"---\ntags:\n- a\n---\n\n# x\n{YOURS}{TO_FILL}"
+    there = f"---\nlicense: mit\ntags:\n- b\n---\n\n# old\n{YOURS}\n\nBe kind.\n"
+    card, is_lost = joined(here, there)  # in the folder nobody wrote any
+    assert header_of(card) == {"license": "mit", "tags": ["a"]}
+    assert card.endswith(f"# x\n{YOURS}\n\nBe kind.\n") and not is_lost
+    mine = here.replace(TO_FILL, "\n\nMine.\n")
+    card, is_lost = joined(mine, there)
+    assert card.endswith(f"{YOURS}\n\nMine.\n") and is_lost
+    assert joined(mine, mine) == (mine, False)
+    assert joined("", there) == (there, False) and joined(here, "") == (here, False)
+
+
+def test_a_stage_that_followed_no_question_says_so(trained):
+    assert "**Stage 1 only:**" in model_card("ada/x", CONFIG, 1, history(trained.parent / "one"), [], None, "")
+    assert "**Stage 1 only:**" not in card_of(trained)
 
 
 def test_a_question_cannot_get_out_of_its_place(trained):
@@ -156,7 +178,7 @@ def test_a_model_without_records_says_so(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     card = model_card("ada/x", CONFIG, 1, history(tmp_path), [], None, "")
     assert "There is no record of its training beside the weights." in card
-    assert "| language model | `unknown` | unknown |" in card
+    assert "| language model | unknown | unknown |" in card
     assert "The licence of its vision tower and language model is not known here." in card
 
 
@@ -223,7 +245,7 @@ def test_scores_of_scienceqa_and_of_the_quickstart(tmp_path):
         ("all kinds", 75.0, 4, False),
         ("colour", 100.0, 2, False),
         ("at", 50.0, 2, False),
-        ("black picture", 75.0, 4, True),
+        ("a black picture", 75.0, 4, True),
     ]
 
 

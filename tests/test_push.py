@@ -184,6 +184,22 @@ def test_what_somebody_wrote_into_the_card_on_the_hub_stays(hub, project, work):
     assert card.endswith("-->\n\nBe kind to it.\n")
 
 
+def test_what_the_folders_card_replaces_on_the_hub_is_told(hub, project, work):
+    folder = work / "with-card"
+    shutil.copytree(work / "trained", folder)
+    (folder / "README.md").write_text("# Mine\n\nBe kind to it.\n")
+    hub.repos["model", "ada/told"] = repo = Repository(
+        files={"README.md": b"---\nlicense: mit\n---\n\nFrom the page.\n"}
+    )
+    done = push(project, work, "model", "with-card", "--repo-id", "ada/told")
+    assert done.code == 0, done.err
+    assert "README.md` stays as it is; the card that is published ends with its words" in done.out
+    assert "README.md of the Hub had other words of its own" in done.out
+    card = repo.files["README.md"].decode()
+    assert "license: mit\n" in card and card.endswith("-->\n\n# Mine\n\nBe kind to it.\n")
+    assert (folder / "README.md").read_text() == "# Mine\n\nBe kind to it.\n"
+
+
 # -- data sets --
 
 
@@ -327,7 +343,10 @@ def test_what_is_to_be_private_does_not_go_into_a_public_repository(hub, project
     assert hub.repos["model", "ada/private"].private
 
 
-@pytest.mark.parametrize("name", ["small", "ada/", "ada/a/b", "../x", "ada/x--y", "https://huggingface.co/ada/x"])
+@pytest.mark.parametrize(
+    "name",
+    ["small", "ada/", "ada/a/b", "../x", "ada/x--y", "ada/x-", "ada/.x", "ada/é", "https://huggingface.co/ada/x"],
+)
 def test_a_name_that_is_none_is_refused(project, work, name):
     assert "wanted USER/NAME" in refused(push(project, work, "model", "trained", "--repo-id", name))
 
@@ -358,7 +377,7 @@ def test_a_training_pushes_its_checkpoints_and_its_result(hub, project, stock, w
     assert repo.messages == [*(f"llava train: step {n}" for n in range(1, steps + 1)), "llava train: end of training"]
     assert set(repo.files) == MODEL_FILES | {"example.jpg"}
     card = repo.files["README.md"].decode()
-    assert "Still in training" not in card and "## Training, stage 1 of 1" in card and "In the held-out data: " in card
+    assert "Still in training" not in card and "### Stage 1 of 1: " in card and "In the held-out data: " in card
     assert not [name for name in repo.files if name.endswith((".bin", ".pt"))]
     assert repo.files["model.safetensors"] == (work / "pushing/model.safetensors").read_bytes()
     assert not list((work / "pushing").glob(".push-*"))

@@ -1,19 +1,26 @@
 """What `llava push` refuses: pickles, secrets, local paths, and what stock transformers does not load."""
 
 import json
+import os
 import re
+import shutil
+from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from recipes import local_paths
+from recipes.old_card import header_of
 from recipes.push import main
-from recipes.push_checks import SECRETS, check_loads, check_texts, own_secrets
-from recipes.push_data import data_files
+from recipes.push_checks import check_loads
+from recipes.push_data import data_card, data_files
 from recipes.push_files import Upload, model_files
+from recipes.push_secrets import SECRETS, check_contents, own_secrets
 from tests import tiny_text
 
 
@@ -31,6 +38,7 @@ KEYS = {
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
     "a password in an address": "https://ada:lovelace" + "@example.org/x",
     "a bearer token": "Authorization: Bearer " + LETTERS,
+    "a key beside its name": "OPENAI_API_" + "KEY = " + LETTERS[:32],
 }
 
 
@@ -43,11 +51,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    """A checkpoint of links, to be changed file by file."""
+    """A checkpoint to be changed file by file; what is not replaced is the same file under another name."""
     place = tmp_path / "model"
-    place.mkdir()
-    for path in made.iterdir():
-        (place / path.name).symlink_to(path)
+    shutil.copytree(made, place, copy_function=os.link)
     return place
 
 
@@ -98,6 +104,39 @@ def test_a_config_that_is_none_is_refused(folder, content):
 def test_other_folders_are_refused(tmp_path):
     assert "has no config.json" in refusal(tmp_path)
     assert "is no folder" in refusal(tmp_path / "none")
+
+
+def test_a_link_out_of_the_folder_is_refused_but_in_the_cache_of_the_hub(folder, made, tmp_path):
+    (tmp_path / "id_rsa").write_text("mine")
+    (folder / "LICENSE").symlink_to(tmp_path / "id_rsa")
+    assert f"`{folder / 'LICENSE'}` is a link out of its folder, to `{tmp_path / 'id_rsa'}`" in refusal(folder)
+    cached = tmp_path / "models--ada--x"
+    (cached / "blobs").mkdir(parents=True)
+    (cached / "snapshots/abc").mkdir(parents=True)
+    for path in made.iterdir():
+        shutil.copy(path, cached / "blobs" / path.name)
+        (cached / "snapshots/abc" / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert len(model_files(cached / "snapshots/abc", False).uploads) == len(list(made.iterdir()))
+
+
+def test_weights_that_no_loader_takes_are_left_out(folder):
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    selection = model_files(folder, False)
+    assert "model-00001-of-00002.safetensors" not in selection.names
+    ((reason, names),) = selection.left_out.items()
+    assert "beside those that a loader takes" in reason and names == ["model-00001-of-00002.safetensors"]
+
+
+def test_shards_and_their_index_have_to_agree(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert "has model-00001-of-00002.safetensors, and no model.safetensors.index.json" in refusal(folder)
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    replace(folder / "model.safetensors.index.json", json.dumps({"weight_map": names}))
+    assert "names `model-00002-of-00002.safetensors`, and there is no such file" in refusal(folder)
+    replace(folder / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../config.json"}}))
+    assert "names `../config.json`, and there is no such file" in refusal(folder)
+    replace(folder / "model.safetensors.index.json", "{}")
+    assert "has no `weight_map`" in refusal(folder)
 
 
 # -- loading --
@@ -154,7 +193,7 @@ def test_a_processor_of_another_checkpoint_is_refused(folder, made):
 @pytest.mark.parametrize("kind", KEYS)
 def test_what_looks_like_a_key_is_refused_and_not_shown(kind):
     with pytest.raises(ValueError) as caught:
-        check_texts([Upload("training.json", json.dumps({"a": 1, "b": f"x {KEYS[kind]} y"}, indent=1).encode())])
+        check_contents([Upload("training.json", json.dumps({"a": 1, "b": f"x {KEYS[kind]} y"}, indent=1).encode())])
     assert f"training.json, line 3: what looks like {kind}" in str(caught.value)
     assert KEYS[kind][8:] not in str(caught.value)
 
@@ -168,12 +207,33 @@ def test_own_keys_are_found_whatever_they_look_like(monkeypatch):
     monkeypatch.setenv("SHORT_TOKEN", "none-needed")
     assert "SHORT_TOKEN" not in str(own_secrets())
     with pytest.raises(ValueError, match="LICENSE, line 2: the value of MY_API_KEY"):
-        check_texts([Upload("LICENSE", b"one\n0123456789-of-no-known-form")])
+        check_contents([Upload("LICENSE", b"one\n0123456789-of-no-known-form")])
+
+
+def test_a_key_beside_weights_or_in_a_picture_is_found(tmp_path):
+    key = KEYS["a key of Amazon"]
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"note": key})
+    with pytest.raises(ValueError, match="model.safetensors, line 1: what looks like a key of Amazon"):
+        check_contents([Upload("model.safetensors", tmp_path / "model.safetensors")])
+    remark, file = PngInfo(), BytesIO()
+    remark.add_text("Comment", key)
+    Image.new("RGB", (4, 4)).save(file, "PNG", pnginfo=remark)
+    with pytest.raises(ValueError, match="example.png, line .*: what looks like a key of Amazon"):
+        check_contents([Upload("example.png", file.getvalue())])
+    images = [[{"bytes": file.getvalue(), "path": None}]]
+    path = parquet(tmp_path / "a.parquet", messages=["x"], images=images)
+    with pytest.raises(ValueError, match="`images.bytes`, among the rows from 0 on: 1 pictures in whose bytes"):
+        check_contents([Upload("a.parquet", path)])
+    Image.new("RGB", (4, 4)).save(file := BytesIO(), "PNG")
+    images = [[{"bytes": file.getvalue(), "path": None}]]
+    check_contents([Upload("a.parquet", parquet(tmp_path / "b.parquet", messages=["x"], images=images))])
 
 
 def test_words_that_only_resemble_keys_pass():
-    text = "risk-averse-and-other-hyphenated-words task-1 hf_hub AKIA Bearer of news https://example.org:80/a@b"
-    check_texts([Upload("README.md", text.encode())])
+    text = "risk-averse-and-other-hyphenated-words task-1 hf_hub AKIA Bearer of news https://example.org:80/a@b "
+    text += "sk-toggleable__label-arrow-of-a-page xai-explainable-artificial-intelligence-and-others "
+    text += 'api_key = "your-api-key-goes-here" api_key=os.environ["OPENAI_API_KEY"] the secret key: of a happy life'
+    check_contents([Upload("README.md", text.encode())])
 
 
 # -- local paths --
@@ -221,10 +281,10 @@ def test_names_of_parts_become_their_last_name_and_other_paths_are_refused(folde
 
 def test_pieces_of_words_are_no_paths():
     tokenizer = {"model": {"vocab": {"/usr/bin": 5, "/home/": 6}, "merges": [["/home", "/x"]]}, "added_tokens": []}
-    check_texts([Upload("tokenizer.json", json.dumps(tokenizer).encode())])
+    check_contents([Upload("tokenizer.json", json.dumps(tokenizer).encode())])
     tokenizer["added_tokens"] = [{"content": "/home/ada/x"}]
     with pytest.raises(ValueError, match=re.escape("`added_tokens[0].content`: the local path `/home/ada/x`")):
-        check_texts([Upload("tokenizer.json", json.dumps(tokenizer).encode())])
+        check_contents([Upload("tokenizer.json", json.dumps(tokenizer).encode())])
 
 
 # -- rows --
@@ -238,11 +298,11 @@ def parquet(path, **columns):
 def test_a_key_in_a_row_is_refused_and_a_path_in_its_words_is_not(tmp_path):
     text = [[{"role": "user", "content": [{"type": "text", "text": "cd /home/ada/x"}]}]]
     path = parquet(tmp_path / "a.parquet", messages=text, source=["coco"])
-    check_texts(data_files(path).uploads)
+    check_contents(data_files(path).uploads)
     text[0][0]["content"][0]["text"] = "my key is " + KEYS["a token of GitHub"]
     path = parquet(tmp_path / "b.parquet", messages=text, source=["coco"])
     with pytest.raises(ValueError, match="`messages.content.text`, among the rows from 0 on: 1 times what looks"):
-        check_texts(data_files(path).uploads)
+        check_contents(data_files(path).uploads)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +322,34 @@ def test_a_file_that_is_no_data_set_is_refused(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(words)):
         data_files(tmp_path / name)
+
+
+def test_files_that_no_loader_reads_together_are_refused(tmp_path):
+    parquet(tmp_path / "a.parquet", messages=["x"], id=["1"])
+    parquet(tmp_path / "b.parquet", messages=["x"])
+    with pytest.raises(ValueError, match=re.escape("b.parquet` has the columns messages, and a.parquet has id, mess")):
+        data_files(tmp_path)
+    (tmp_path / "b.parquet").unlink()
+    (tmp_path / "b.jsonl").write_text('{"id": "1", "messages": []}\n')
+    with pytest.raises(ValueError, match="reads one kind of file"):
+        data_files(tmp_path)
+
+
+def test_what_was_asked_is_no_data_even_where_a_card_says_so(tmp_path):
+    parquet(tmp_path / "a.parquet", messages=["x"])
+    (tmp_path / "ledger.sqlite").write_bytes(b"asked")
+    assert data_files(tmp_path).left_out["no part of the data set"] == ["ledger.sqlite"]
+    (tmp_path / "README.md").write_text('---\nconfigs:\n- data_files:\n  - path: "*"\n---\n')
+    with pytest.raises(ValueError, match="says that `ledger.sqlite` is data"):
+        data_files(tmp_path)
+
+
+def test_many_files_are_one_pattern_in_the_header(tmp_path):
+    (tmp_path / "part").mkdir()
+    for number in range(30):
+        (tmp_path / f"part/{number}.jsonl").write_text('{"id": "1", "messages": []}\n')
+    header = header_of(data_card("ada/x", tmp_path, data_files(tmp_path).uploads, ""))
+    assert header["configs"][0]["data_files"] == [{"split": "train", "path": ["part/*.jsonl"]}]
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
