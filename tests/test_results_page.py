@@ -1,6 +1,7 @@
 """docs/results.md: written by a script from what the benchmarks wrote, and nobody has typed into it since."""
 
 import json
+import re
 
 from docs import results
 
@@ -33,3 +34,19 @@ def test_a_figure_stands_beside_what_it_was_made_with(tmp_path, monkeypatch):
     assert "`python -m benchmarks.loss_curves --seeds 3 --out benchmarks/results`" in page
     assert "2026-01-02, a box, 2 threads, commit `0123456789` with changes; python 3.11.7." in page
     assert "## Training" not in page
+
+
+def test_the_speed_that_the_readme_claims_was_measured():
+    found = json.loads((results.RESULTS / "train_speed-cpu-7b-224.json").read_text(encoding="utf-8"))["results"]
+    plain = {"checkpointing off", "checkpointing on", "each its default"}
+    speeds: dict[bool, list[float]] = {True: [], False: []}
+    for case in found:
+        for one in case["comparisons"]:
+            if one["setting"] in plain:
+                speeds[case["case"] == "captions5"] += one["speed_ratios"]
+    words = " ".join((results.ROOT / "README.md").read_text(encoding="utf-8").split())
+    claimed = re.search(
+        r"On a CPU that is ([\d.]+) to ([\d.]+) times .* each picture ([\d.]+) to ([\d.]+) times", words
+    )
+    measured = (min(speeds[False]), max(speeds[False]), min(speeds[True]), max(speeds[True]))
+    assert claimed.groups() == tuple(f"{one:.1f}" for one in measured)
