@@ -21,7 +21,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.forward import circumstances
 from recipes import captions
 
 
@@ -90,9 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
         report = json.loads(rows.with_suffix(".report.json").read_text(encoding="utf-8"))
         plot = rows.with_suffix(".phrases.png").read_bytes()
-    facts = circumstances(argparse.Namespace(device="cpu", **vars(args)))
-    facts["versions"] |= {name: version(name) for name in ("pyarrow", "textblob")}
-    figures = facts | {
+    figures = {
         "captions": args.captions,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),  # of all processes: what others do on the machine does not change it much
@@ -101,6 +98,11 @@ def main(argv: list[str] | None = None) -> None:
         "num_proc": args.num_proc,
         **{key: report[key] for key in ("extractor", "phrases", "phrases_frequent_enough", "phrases_kept", "rows")},
     }
+    from benchmarks.forward import circumstances  # noqa: PLC0415  # brings torch, whose memory is none of captions'
+
+    facts = circumstances(argparse.Namespace(device="cpu", **vars(args)))
+    facts["versions"] |= {name: version(name) for name in ("pyarrow", "textblob")}
+    figures = facts | figures
     print(json.dumps(figures, indent=2))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
