@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from .prompting import choose
 from .rejections import Counts, Rejected
-from .rows import Row, messages_of
+from .rows import Row, messages_of, open_parquet
 from .sources import check_caption, check_unicode, shown
 from .tables import dig, json_row
 
@@ -140,7 +138,11 @@ class Pairs:
                 yield from self._parquet(file)
                 continue
             with file.open("rb") as lines:
-                names = next(lines, b"").decode().rstrip("\r\n").split("\t") if file.suffix == ".tsv" else None
+                names = (
+                    next(lines, b"").decode(errors="replace").rstrip("\r\n").split("\t")
+                    if file.suffix == ".tsv"
+                    else None
+                )
                 if names is not None:
                     self._check_columns(file, names)
                 for line in lines:
@@ -150,7 +152,7 @@ class Pairs:
                         yield rejection
 
     def _parquet(self, file: Path) -> Iterator[Row]:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             self._check_columns(file, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(1000, columns=sorted({name.split(".")[0] for name in self.columns()})):
                 yield from batch.to_pylist()

@@ -188,15 +188,12 @@ def read_data(path: Path) -> list[Question]:
     so on. It is shown with the turns before it.
     """
     found: dict[str, Question] = {}
-    try:
-        for number, row in enumerate(read_rows(path)):
-            where = f"`{path}`, row {number + 1}"
-            for question in questions_of(row, str(number), where):
-                if question.id in found:
-                    raise ValueError(f"{where}: the id `{question.id}` of an earlier row. Remove one of them.")
-                found[question.id] = question
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{path}`: {error}. Save it as UTF-8.") from error
+    for number, row in enumerate(read_rows(path)):
+        where = f"`{path}`, row {number + 1}"
+        for question in questions_of(row, str(number), where):
+            if question.id in found:
+                raise ValueError(f"{where}: the id `{question.id}` of an earlier row. Remove one of them.")
+            found[question.id] = question
     if not found:
         raise ValueError(f"`{path}` has no rows. Check how it was written.")
     return list(found.values())

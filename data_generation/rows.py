@@ -74,17 +74,47 @@ def read_rows(path: Path) -> Iterator[Row]:
     if not files or not all(file.is_file() and file.suffix in SUFFIXES for file in files):
         raise ValueError(f"`{path}` is no {' or '.join(SUFFIXES)} file, and no folder with any. Check the path.")
     for file in files:
-        if file.suffix == ".parquet":
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(batch_size=100):
-                    yield from batch.to_pylist()
-        else:
-            with file.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"`{file}`, line {number}: {error}. Repair or remove the line.") from error
+        yield from _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    with open_parquet(path) as parquet:
+        for batch in parquet.iter_batches(batch_size=100):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as parquet:
+            yield parquet
+    except pa.ArrowException as error:
+        raise ValueError(f"`{path}`: {error} Wanted a whole parquet file: copy or write it again.") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"`{path}`, line {number}: {error}; wanted JSON in UTF-8. Repair the line."
+                ) from error
+            yield row
+
+
+def check_out(out: Path, *read: Path) -> None:
+    """Before any work: that `out` can be a file, and is none of those that are read."""
+    if out.is_dir():
+        raise ValueError(f"`{out}` is a folder. Name the file to write.")
+    place = next((parent for parent in out.parents if parent.exists()), None)
+    if place is not None and not place.is_dir():
+        raise ValueError(f"`{out}` cannot be written, because `{place}` is a file. Choose another place.")
+    if out.exists() and any(path.exists() and path.samefile(out) for path in read):
+        raise ValueError(f"`{out}` is read, and would be written over. Give another --out.")
 
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -112,8 +142,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk names no file
         raise
 
 

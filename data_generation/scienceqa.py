@@ -161,7 +161,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"`{path}` does not exist. Give the folder that holds ScienceQA's text files.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is no JSON: {error}. Download it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{path}` holds {shown(content)}, wanted an object by ids or splits.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.checkpoints import write_atomically
-from recipes.run_folder import alone_in
+from recipes.run_folder import alone_in, told_when_full
 
 
 RUN, LEDGER = "run.json", "ledger.sqlite"
@@ -27,8 +27,9 @@ def journal_of(out: Path) -> Path:
 @contextmanager
 def alone_at(out: Path, is_main: bool) -> Iterator[None]:
     """Keeps a second run out, and takes the journal away again where nothing was answered."""
+    advice = "Make space and start the same command again: what was answered is kept."
     try:
-        with alone_in(journal_of(out), is_main, "--out"):
+        with told_when_full(journal_of(out), advice), alone_in(journal_of(out), is_main, "--out"):
             yield
     finally:
         if is_main and not read_journal(out):
@@ -92,10 +93,11 @@ class Part:
         path = journal_of(out) / f"part-{process:05d}.jsonl"
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self.file = open(path, "ab")  # noqa: SIM115
 
     def add(self, answers: Iterable[dict[str, Any]]) -> None:
         self.file.write(b"".join(json.dumps(one).encode() + b"\n" for one in answers))
+        self.file.flush()  # without a buffer, a disk that fills up would take half of it and say nothing
         os.fsync(self.file.fileno())
 
     def close(self) -> None:

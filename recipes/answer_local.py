@@ -5,7 +5,6 @@ Which questions are asked together does not depend on the number of processes or
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,9 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
@@ -33,7 +31,8 @@ from recipes.answer_journal import (
 )
 from recipes.answering import Answer, Features, answer_batch, plan_batches
 from recipes.generation_flags import chosen_generation, given_fields, written
-from recipes.merge import merge
+from recipes.merge import base_of, merge
+from recipes.parts import load_llava, load_processor
 from recipes.questions import Question, hash_of
 
 
@@ -155,29 +154,8 @@ def summary(out: Path, answers: dict[int, dict], were_there: int, seconds: float
 def load(name: str, dtype: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A checkpoint of a folder or the Hub, or a folder with an adapter, folded into its base."""
     is_adapter = (Path(name) / "adapter_config.json").is_file()
-    if not is_adapter:
-        check_is_llava(name)
-    try:
-        if is_adapter:
-            model = merge(Path(name), dtype=dtype)
-        else:
-            model = LlavaForConditionalGeneration.from_pretrained(name, dtype=dtype)
-    except SafetensorError as error:
-        raise ValueError(
-            f"A weight file of `{name}` cannot be read: {error}. It was cut off or damaged: copy, download or train "
-            "it again."
-        ) from error
-    return model, LlavaProcessor.from_pretrained(name)
-
-
-def check_is_llava(name: str) -> None:
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"`{name}` has no config.json. Give the folder of a checkpoint, or its name on the Hub.")
-    kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    if kind != "llava":
-        raise ValueError(
-            f"`{name}` is a model of type `{kind}`, wanted `llava`. Make one with `llava build` or `llava convert`."
-        )
+    model = merge(Path(name), dtype=dtype) if is_adapter else load_llava(name, dtype=dtype)
+    return model, load_processor(name)
 
 
 def fingerprint(name: str, model: LlavaForConditionalGeneration) -> str:
@@ -196,10 +174,8 @@ def fingerprint(name: str, model: LlavaForConditionalGeneration) -> str:
             for number in range(SAMPLES):
                 file.seek((size - SAMPLE) * number // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE))
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        digest.update(fingerprint(base, model).encode())
+    if (folder / "adapter_config.json").is_file():
+        digest.update(fingerprint(base_of(folder), model).encode())
     return digest.hexdigest()
 
 

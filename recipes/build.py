@@ -27,6 +27,7 @@ from processing import LlavaProcessor, load_template
 from processing.chat_templates import TEMPLATE_NAMES, own_template
 from processing.images import image_processor_for, image_side
 from recipes.parts import load_language_model, load_vision_tower
+from recipes.run_folder import told_when_full
 
 
 IMAGE_TOKEN = "<image>"
@@ -157,6 +158,10 @@ def _check_head(language_model: PreTrainedModel):
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> tuple[str, str]:
     """The chat template and the text of the token that ends an answer."""
+    try:
+        (system or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`--system` holds bytes that are no UTF-8: {error}. Write it in UTF-8.") from error
     control = {IMAGE_TOKEN, *TEMPLATE_TOKENS.get(template, []), *tokenizer.added_tokens_encoder}
     spelled = sorted(token for token in control if token.strip() and token in (system or ""))
     if spelled:
@@ -294,8 +299,9 @@ def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProce
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        with told_when_full(partial, "Nothing is left of it. Make space, or give another --out."):
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
         if out.exists():
             out.rmdir()
         os.replace(partial, out)

@@ -22,11 +22,12 @@ from data_generation.frequency_plot import draw_frequencies
 from data_generation.phrases import describe_extractor
 from data_generation.prompting import load_questions
 from data_generation.rejections import Counts
-from data_generation.rows import replacing, row_features, write_rows
+from data_generation.rows import check_out, replacing, row_features, write_rows
 
 
 def build(args: argparse.Namespace) -> dict:
     """Writes rows, report and plot; returns the report."""
+    check_out(args.out, args.data)
     pairs = Pairs(args.data, args.caption, args.image, args.id, args.image_pattern, args.image_root)
     questions = load_questions("brief", args.prompts)
     counts, numbers = Counts(), array("q")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recipes.talking import Conversation, Talker
 
 
-HELP = """/image PATH ...  show pictures with the next question; quote a path with spaces
+HELP = """/image PATH ...  show pictures with the next question; of several, quote one with spaces
 /reset           forget everything that was said and shown
 /save FILE       write the conversation as a row of training data, to a new .json
 /help            this
@@ -113,7 +113,7 @@ class Chat:
                 self.conversation = self.fresh()
                 tell("Forgotten.")
             case "/image":
-                self.show(shlex.split(rest))
+                self.show(paths_of(rest.strip()))
             case "/save":
                 self.save(rest.strip())
             case _ if re.fullmatch(r"/\w*", command):
@@ -169,6 +169,8 @@ class Chat:
             raise ValueError(f"/save `{name}`: wanted the name of a new .json or .jsonl file.")
         if path.exists():
             raise ValueError(f"`{path}` is there already. Give another name.")
+        if not path.parent.is_dir():
+            raise ValueError(f"/save `{name}`: there is no folder `{path.parent}`. Make it, or give another name.")
         if not self.conversation.messages:
             raise ValueError("Nothing has been said that could be saved. Ask something first.")
         row = {
@@ -178,6 +180,13 @@ class Chat:
         }
         write_atomically(path, json.dumps(row, ensure_ascii=False) + "\n")
         tell(f"{path}: {len(self.conversation.messages) // 2} questions and answers")
+
+
+def paths_of(words: str) -> list[str]:
+    """As a shell reads them, unless all of it is the name of one file."""
+    if not words:
+        raise ValueError("/image: wanted the path of a picture, or of several.")
+    return [words] if Path(words).expanduser().is_file() else shlex.split(words)
 
 
 def tell(text: str) -> None:

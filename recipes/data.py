@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from data_generation.llava_json import ImageRoots, read_llava, write_llava
 from data_generation.rejections import Counts, unless_spoilt
-from data_generation.rows import read_rows, row_features, write_rows
+from data_generation.rows import check_out, read_rows, row_features, write_rows
 from processing import LlavaProcessor
 from processing.rows import encode_rows
+from recipes.parts import load_processor
 from recipes.train_data import load_rows
 
 
@@ -47,6 +48,7 @@ def image_roots(arguments: list[str] | None) -> ImageRoots:
 
 
 def import_json(args: argparse.Namespace) -> Counts:
+    check_out(args.out, args.data)
     counts = Counts()
     rows = read_llava(counts, args.data, image_roots(args.image_root), args.kind, args.source)
     rows = tqdm(unless_spoilt(rows, counts, args.strict), desc="reading", unit=" rows", disable=None)
@@ -55,6 +57,7 @@ def import_json(args: argparse.Namespace) -> Counts:
 
 
 def export_json(args: argparse.Namespace) -> Counts:
+    check_out(args.out, args.data)
     counts = Counts()
     rows = tqdm(read_rows(args.data), desc="writing", unit=" rows", disable=None)
     write_llava(counts, rows, args.out, args.images, args.strict)
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         counts = import_json(args) if args.action == "import" else export_json(args)
         print(f"{args.out}: {counts}")
         return
-    report, num_bad = check(args.data, LlavaProcessor.from_pretrained(args.model), args.max_length, args.image_root)
+    report, num_bad = check(args.data, load_processor(args.model), args.max_length, args.image_root)
     print(report)
     if num_bad:
         raise ValueError(

@@ -61,7 +61,8 @@ def serve(args: argparse.Namespace) -> None:
             _, url, _ = page.launch(
                 server_name=args.host,
                 server_port=args.port,
-                max_file_size=int(args.max_upload * 1e6),
+                max_file_size=int(args.max_upload * 2**20),  # as Gradio counts when it names the limit
+                mcp_server=False,
                 allowed_paths=[str(drawings)],
                 theme=THEME,
                 css=CSS,

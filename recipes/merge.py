@@ -4,21 +4,33 @@ llava merge --adapter checkpoints/stage2-lora --out checkpoints/stage2
 """
 
 import argparse
-import json
+import warnings
 from pathlib import Path
 
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from modeling_llava import LlavaForConditionalGeneration
-from processing import LlavaProcessor
 from recipes.build import write_checkpoint
+from recipes.parts import load_llava, load_processor, read_json, reason_of
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:
     """The base with the adapter and the fully trained modules beside it folded in."""
     trained_on = base_of(adapter)
-    model = LlavaForConditionalGeneration.from_pretrained(base or trained_on, dtype=dtype)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    try:
+        model = load_llava(base or trained_on, dtype=dtype)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"The base of `{adapter}`: {error} `llava merge --base` names another.") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # peft would leave out what is not there
+            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (SafetensorError, RuntimeError, OSError, ValueError, UserWarning) as error:
+        raise ValueError(
+            f"The adapter of `{adapter}` does not load over `{base or trained_on}`: {reason_of(error)}. Give a folder "
+            "that a LoRA training wrote to its end, and the base that it was trained on."
+        ) from error
 
 
 def base_of(adapter: Path) -> str:
@@ -26,7 +38,10 @@ def base_of(adapter: Path) -> str:
     config = adapter / "adapter_config.json"
     if not config.is_file():
         raise ValueError(f"`{adapter}` has no adapter_config.json. Give the directory that a LoRA training wrote.")
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(config).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(f"`{config}` names no base (`base_model_name_or_path` is {base!r}). Write the adapter again.")
+    return base
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     model = merge(args.adapter, args.base, args.dtype)
-    write_checkpoint(model, LlavaProcessor.from_pretrained(args.adapter), args.out)
+    write_checkpoint(model, load_processor(str(args.adapter)), args.out)
     print(f"{args.out}: {args.adapter} folded into its base")
 
 

@@ -1,4 +1,4 @@
-"""Loads the halves of a LLaVA, each from a directory or a Hub id: a vision tower, a language model, its tokenizer."""
+"""Loads a LLaVA, or the halves of one, from a directory or a Hub id, and refuses what is not whole."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,9 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from modeling_llava import LlavaForConditionalGeneration
+from processing import LlavaProcessor
+
 
 def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, BaseImageProcessor]:
     """The tower alone, also out of a checkpoint that holds a text half beside it, and its image processor."""
@@ -36,12 +39,23 @@ def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[Pre
         tower = load_whole(AutoModel, name, config=config, dtype=dtype)
     finally:
         logging.set_verbosity(verbosity)
-    return tower, AutoImageProcessor.from_pretrained(name)
+    try:
+        return tower, AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The image processor of `{name}` cannot be loaded: {reason_of(error)}. Put its preprocessor_config.json "
+            "there."
+        ) from error
+
+
+def check_is_no_lost_path(name: str) -> None:
+    """What cannot be a Hub id is not looked for there."""
+    if name[:1] in ("", ".", "/", "~") and not Path(name).is_dir():
+        raise FileNotFoundError(f"`{name}` is no directory. Check the path, or give a Hub id such as `owner/name`.")
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    if name[:1] in "./~" and not Path(name).is_dir():
-        raise FileNotFoundError(f"`{name}` is no directory. Check the path, or give a Hub id such as `owner/name`.")
+    check_is_no_lost_path(name)
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -51,15 +65,75 @@ def load_config(name: str) -> PreTrainedConfig:
 def load_whole(auto_class: type, name: str, **options) -> PreTrainedModel:
     """A model none of whose weights were made up because the checkpoint lacks them."""
     try:
-        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+        # Shapes that differ are looked at below: transformers' own error does not say which.
+        model, info = auto_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except SafetensorError as error:
-        raise ValueError(f"A weight file of `{name}` is damaged ({error}). Download it again.") from error
-    missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
-    if missing:
+        raise ValueError(
+            f"A weight file of `{name}` cannot be read: {error}. It was cut off or damaged: copy, download or train "
+            "it again."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"`{name}` cannot be loaded: {reason_of(error)}. Copy, download or write it again."
+        ) from error
+    if info["mismatched_keys"]:
+        key, found, wanted = min(info["mismatched_keys"])
+        raise ValueError(
+            f"`{name}` has the weight `{key}` in the shape {tuple(found)}, and its config.json wants {tuple(wanted)}. "
+            "Give the config.json that belongs to the weights."
+        )
+    if missing := sorted(map(str, info["missing_keys"])):
         raise ValueError(
             f"`{name}` lacks {len(missing)} of its weights, such as `{missing[0]}`. Give a complete checkpoint."
         )
     return model
+
+
+def load_llava(name: str, **options) -> LlavaForConditionalGeneration:
+    check_is_llava(name, options.get("revision"))
+    return load_whole(LlavaForConditionalGeneration, name, **options)
+
+
+def reason_of(error: Exception) -> str:
+    """What another library says, as a part of our sentence."""
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def check_is_llava(name: str, revision: str | None = None) -> None:
+    """Before weights are read, which may take long."""
+    file = Path(name, "config.json")
+    if not Path(name).exists():
+        check_is_no_lost_path(name)
+        found = find_file(name, "config.json", revision)
+        if found is None:
+            raise ValueError(f"`{name}` is no folder here, and was not found on the Hub. Check the path or the name.")
+        file = found
+    if not file.is_file():
+        raise ValueError(f"`{name}` has no config.json. Give the folder of a checkpoint, or its name on the Hub.")
+    kind = read_json(file).get("model_type")
+    if kind != "llava":
+        raise ValueError(
+            f"`{name}` is a model of type `{kind}`, wanted `llava`. Make one with `llava build` or `llava convert`."
+        )
+
+
+def load_processor(name: str) -> LlavaProcessor:
+    """One that a conversation has gone through."""
+    if not Path(name).exists():
+        check_is_no_lost_path(name)
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    try:
+        processor = LlavaProcessor.from_pretrained(name)
+        processor.encode_text([asked])
+    except Exception as error:  # tokenizers raises nothing more special, and a template what it likes
+        raise ValueError(
+            f"The processor of `{name}` cannot be used: {reason_of(error)}. Wanted are processor_config.json, "
+            "tokenizer.json, tokenizer_config.json and chat_template.jinja as `llava build` writes them. Copy or "
+            "download them again."
+        ) from error
+    return processor
 
 
 def load_language_model(
@@ -111,17 +185,20 @@ def load_tokenizer(name: str, config: PreTrainedConfig | None = None) -> PreTrai
     return tokenizer
 
 
-def find_file(name: str, file: str) -> Path | None:
+def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """The path of one file of a directory or Hub id, None where it has no such file."""
     try:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
+        found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
         raise OSError(f"`{name}` does not exist here, and was not found on the Hub: {error}") from error
     return None if found is None else Path(found)
 
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{path}` is not valid JSON: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is no JSON in UTF-8: {error}. Copy, download or write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`{path}` holds a {type(content).__name__}, wanted an object. Copy or write it again.")
+    return content

@@ -30,6 +30,7 @@ from recipes.checkpoints import FINISHED, write_atomically
 from recipes.micro.exam import examine
 from recipes.micro.page import write_page
 from recipes.micro.results import write_results
+from recipes.run_folder import alone_in
 
 
 MICRO = Path(__file__).parent / "micro"
@@ -79,7 +80,10 @@ class Quickstart:
         ]
 
     def run(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder, True, "--out"):
+            self._run()
+
+    def _run(self) -> None:
         self._check_settings()
         phases = self.phases()
         for number, (name, what, result, do) in enumerate(phases, 1):

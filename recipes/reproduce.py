@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def reproduce(args: argparse.Namespace) -> None:
     from recipes.micro.tables import plan, read_tables, run_part
     from recipes.micro.tables_report import write_reports
+    from recipes.run_folder import alone_in
 
     tables = read_tables(args.config)
     rows, seeds = args.rows or list(tables.rows), args.seeds or tables.seeds
@@ -48,11 +49,11 @@ def reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"--jobs {args.jobs}; wanted 1 or more.")
     if args.part:
         return run_part(args.out, tables, args.part, rows)
-    args.out.mkdir(parents=True, exist_ok=True)
-    check_config(args.out, args.config)
-    run_all(plan(tables, rows, seeds), args, rows)
-    for path in write_reports(args.out, tables, rows, seeds):
-        print(path)
+    with alone_in(args.out, True, "--out"):
+        check_config(args.out, args.config)
+        run_all(plan(tables, rows, seeds), args, rows)
+        for path in write_reports(args.out, tables, rows, seeds):
+            print(path)
 
 
 def check_config(out: Path, config: Path) -> None:

@@ -62,8 +62,14 @@ def _lock(folder: Path, setting: str) -> IO[str]:
         file.close()  # a run that ended took its file away between our opening and locking it
 
 
+GO_ON = (
+    "Make space and start the same command again: it goes on from the last complete checkpoint. `save_total_limit` "
+    "keeps fewer of them."
+)
+
+
 @contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
+def told_when_full(folder: Path, advice: str = GO_ON) -> Iterator[None]:
     """safetensors and torch name neither the file nor, in torch's case, the reason."""
     try:
         yield
@@ -73,9 +79,7 @@ def told_when_full(folder: Path) -> Iterator[None]:
         written = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
         last = max(written, key=lambda file: file.stat().st_mtime_ns, default=folder)
         raise ValueError(
-            f"No space is left on the disk of `{folder}`; the last file that was begun is `{last}`. Make space and "
-            "start the same command again: it goes on from the last complete checkpoint. `save_total_limit` keeps "
-            "fewer of them."
+            f"No space is left on the disk of `{folder}`; the last file that was begun is `{last}`. {advice}"
         ) from error
 
 

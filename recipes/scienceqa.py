@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_generation.rejections import Counts, unless_spoilt
-from data_generation.rows import write_rows
+from data_generation.rows import check_out, write_rows
 from data_generation.scienceqa import check_format, problem_rows, read_problems, read_table, scienceqa_features
 from recipes.scienceqa_answer import add_answer
 from recipes.scienceqa_ensemble import add_ensemble
@@ -26,6 +26,7 @@ from recipes.scienceqa_score import add_score
 
 def convert_rows(args: argparse.Namespace) -> Counts:
     check_format(args.format)
+    check_out(args.out, Path(args.data))
     counts = Counts()
     folder = Path(args.data)
     embedded = not (folder / "problems.json").is_file()

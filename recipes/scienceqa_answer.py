@@ -5,11 +5,13 @@ there.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,19 +54,19 @@ def answer_problems(args: argparse.Namespace) -> None:
     if seen is not None and args.data is None and args.image_root is None:
         raise ValueError(f"Problem `{seen.id}` has a picture. Say with --image-root where the pictures are.")
     questions = {problem.id: question_of(problem, args) for problem in problems}
-    journal = Journal(args.out, describe(args, questions))
-    left = [problem for problem in problems if problem.id not in journal.lines]
-    left.sort(key=lambda problem: len(questions[problem.id]), reverse=True)  # alike lengths in a batch
-    if journal.lines:
-        print(f"{len(journal.lines):,} of {len(problems):,} are answered already")
-    if left:
-        for done in answered(args, left, questions):
-            journal.add(done)
-    with replacing(args.out) as file:
-        for problem in problems:
-            file.write((json.dumps(journal.lines[problem.id]) + "\n").encode())
-    journal.path.unlink()
-    print(f"{args.out}: {len(problems):,} answers")
+    with closing(Journal(args.out, describe(args, questions))) as journal:
+        left = [problem for problem in problems if problem.id not in journal.lines]
+        left.sort(key=lambda problem: len(questions[problem.id]), reverse=True)  # alike lengths in a batch
+        if journal.lines:
+            print(f"{len(journal.lines):,} of {len(problems):,} are answered already")
+        if left:
+            for done in answered(args, left, questions):
+                journal.add(done)
+        with replacing(args.out) as file:
+            for problem in problems:
+                file.write((json.dumps(journal.lines[problem.id]) + "\n").encode())
+        journal.path.unlink()
+        print(f"{args.out}: {len(problems):,} answers")
 
 
 def question_of(problem: Problem, args: argparse.Namespace) -> str:
@@ -79,13 +81,11 @@ def answered(
     import torch
     from tqdm import tqdm
 
-    from modeling_llava import LlavaForConditionalGeneration
-    from processing import LlavaProcessor
+    from recipes.answer_local import load
     from recipes.answering import answer
 
-    processor = LlavaProcessor.from_pretrained(args.model)
-    model = LlavaForConditionalGeneration.from_pretrained(args.model, dtype=args.dtype).eval()
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load(args.model, args.dtype)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     with tqdm(total=len(problems), desc="answering", unit="", disable=None) as bar:
         for first in range(0, len(problems), CHUNK * args.batch_size):
             some = problems[first : first + CHUNK * args.batch_size]
@@ -187,14 +187,19 @@ class Journal:
         self.path = out.with_name(f"{out.name}.journal")
         self.lines: dict[str, dict[str, Any]] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or not self.path.read_bytes().count(b"\n"):
-            self._write(json.dumps(run) + "\n", "wb")
-            return
+        self.file = self.path.open("ab")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel takes it back from a killed run
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another run writes into `{self.path}`. Wait until it has ended, stop it, or give another --out."
+            ) from error
         raw = self.path.read_bytes()
-        whole = raw[: raw.rindex(b"\n") + 1]  # a kill may have cut the last line
-        if whole != raw:
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+        whole = raw[: raw.rfind(b"\n") + 1]  # a kill may have cut the last line
+        self.file.truncate(len(whole))
+        if not whole:
+            self._write(json.dumps(run) + "\n")
+            return
         try:
             before, *lines = [json.loads(line) for line in whole.splitlines()]
             self.lines = {line["question_id"]: line for line in lines}
@@ -207,12 +212,14 @@ class Journal:
                 "name another --out."
             )
 
+    def close(self) -> None:
+        self.file.close()
+
     def add(self, lines: list[dict[str, Any]]) -> None:
-        self._write("".join(json.dumps(line) + "\n" for line in lines), "ab")
+        self._write("".join(json.dumps(line) + "\n" for line in lines))
         self.lines |= {line["question_id"]: line for line in lines}
 
-    def _write(self, text: str, mode: str) -> None:
-        with self.path.open(mode) as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def _write(self, text: str) -> None:
+        self.file.write(text.encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())

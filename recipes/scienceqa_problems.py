@@ -41,11 +41,14 @@ def load_problems(args: argparse.Namespace, image_root: Path | None = None) -> l
 def load_table(data: str, split: str):
     from datasets import load_dataset
 
+    from recipes.train_data import named
+
     path = Path(data)
-    if path.suffix == ".parquet":
-        return load_dataset("parquet", data_files=data, split="train")
-    if path.is_dir() and not list(path.rglob("*.parquet")):
+    if path.exists() and path.suffix != ".parquet" and not list(path.rglob("*.parquet")):
         raise ValueError(
             f"`{data}` has neither problems.json nor parquet files. Give ScienceQA's folder or its Hub id."
         )
-    return load_dataset(data, split=split)
+    with named(data):
+        if path.suffix == ".parquet":
+            return load_dataset("parquet", data_files=data, split="train")
+        return load_dataset(data, split=split)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_generation.rows import replacing
+from data_generation.rows import check_out, replacing
 from data_generation.scienceqa import LETTERS, Problem
 from data_generation.scienceqa_scores import (
     Choice,
@@ -35,8 +35,8 @@ def add_score(actions) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    if args.out.is_dir():
-        raise ValueError(f"--out `{args.out}` is a folder. Name the file of figures to write.")
+    read = (args.predictions, args.problems, args.split_file, args.data)
+    check_out(args.out, *(Path(name) for name in read if name is not None))
     problems = load_problems(args)
     answers, problems, missing = read_answers(args.predictions, problems, args.allow_missing)
     chosen = choices_of(problems, answers)

@@ -56,6 +56,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("There is nothing to write. Give --out FILE for scores, or --submission FILE for a server.")
     if args.annotations is None and (args.questions is None or args.out is not None):
         raise ValueError("--annotations is not given. Only --submission does without it, and it wants --questions.")
+    from data_generation.rows import check_out
+
+    read_files = [path for path in (args.answers, args.questions, args.annotations) if path is not None]
+    for out in filter(None, (args.out, args.submission)):
+        check_out(out, *read_files)
     questions, answers = read(args)
     answered, missing = pair(questions, answers, args.answers, args.allow_missing)
     if args.out is not None:
@@ -224,6 +229,9 @@ def submission(benchmark: str, questions: dict[str, Question], answered: dict[st
 
 
 def write_mmbench_questions(args: argparse.Namespace) -> None:
+    from data_generation.rows import check_out
+
+    check_out(args.out, args.annotations)
     lines = list(mmbench.write_questions(args.annotations, args.images, args.language, args.all_turns))
     write_lines((line.encode() for line in lines), args.out)
     print(f"{args.out}: {len(lines)} questions; pictures in {args.images}")

@@ -16,10 +16,11 @@ from transformers.generation import BaseStreamer
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes.answer_local import check_is_llava, load
+from recipes.answer_local import load
 from recipes.answering import Features
 from recipes.generation_flags import chosen_generation
 from recipes.merge import base_of
+from recipes.parts import check_is_llava
 from recipes.questions import Picture
 
 
@@ -102,7 +103,7 @@ class Talker:
         """
         stop = stop or threading.Event()
         chosen = self.generation(**given)
-        ids = self._encode(conversation)
+        ids = self.encode(conversation)
         holds = self.model.config.get_text_config().max_position_embeddings
         chosen.max_new_tokens = min(chosen.max_new_tokens, holds - len(ids))
         inputs: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self.model.device)}
@@ -117,7 +118,8 @@ class Talker:
             inputs["tokenizer"] = self.processor.tokenizer
         return self._stream(inputs, chosen, stop)
 
-    def _encode(self, conversation: Conversation) -> list[int]:
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Its ids, or an error where it leaves no room for an answer."""
         ids = self.processor.encode_text(conversation.messages).input_ids
         holds = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= holds:

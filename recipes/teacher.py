@@ -43,8 +43,9 @@ def parser() -> argparse.ArgumentParser:
 async def serve(server: TeacherServer, port: int) -> None:
     try:
         listening = await server.start(port)
-    except OSError as error:
-        raise ValueError(f"Port {port} cannot be had ({error.strerror}). Take another, or 0 for any.") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Port {port} cannot be had ({reason}). Take another, or 0 for any.") from error
     print(f"{MODEL} answers at {url_of(listening)} and stops with Ctrl-C", flush=True)
     async with listening:
         await listening.serve_forever()

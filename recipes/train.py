@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import set_seed
 from trl import ModelConfig, TrlParser, get_quantization_config
 
@@ -43,6 +42,7 @@ from recipes.checkpoints import (
     write_atomically,
 )
 from recipes.feature_cache import cache_features, format_facts
+from recipes.parts import load_llava, load_processor
 from recipes.projector import replace_projector
 from recipes.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
 from recipes.run_folder import alone_in, told_when_full
@@ -77,20 +77,14 @@ ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "fl
 
 def load_model(config: TrainConfig, model_config: ModelConfig) -> LlavaForConditionalGeneration:
     quantization = get_quantization_config(model_config)
-    try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            model_config.model_name_or_path,
-            revision=model_config.model_revision,
-            dtype=model_config.dtype,
-            attn_implementation=model_config.attn_implementation,
-            quantization_config=quantization,
-            device_map=None if quantization is None else {"": PartialState().device},
-        )
-    except SafetensorError as error:
-        raise ValueError(
-            f"A weight file of `{model_config.model_name_or_path}` cannot be read: {error}. It was cut off or "
-            "damaged: copy, download or train it again."
-        ) from error
+    model = load_llava(
+        model_config.model_name_or_path,
+        revision=model_config.model_revision,
+        dtype=model_config.dtype,
+        attn_implementation=model_config.attn_implementation,
+        quantization_config=quantization,
+        device_map=None if quantization is None else {"": PartialState().device},
+    )
     if config.projector is not None:
         replace_projector(model, config.projector)
     return model
@@ -117,7 +111,7 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
 
 def _train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None:
     started = time.time()
-    processor = LlavaProcessor.from_pretrained(model_config.model_name_or_path)
+    processor = load_processor(model_config.model_name_or_path)
     data = load_data(config, processor)
     held_out = encode_data(config, processor, config.eval_data, None) if config.eval_data else None
     rows_per_step = config.world_size * config.per_device_train_batch_size * config.gradient_accumulation_steps

@@ -2,6 +2,8 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import (
@@ -59,7 +61,8 @@ def load_rows(data: str, image_root: str | None = None, look_for_files: bool = T
 def load_stream(data: str, image_root: str | None = None) -> IterableDataset:
     """As `load_rows`, read while training runs."""
     rows = _load(data, streaming=True)
-    features = rows.features or next(iter(rows.take(1)), {})
+    with named(data):
+        features = rows.features or next(iter(rows.take(1)), {})
     check_columns(list(features), data)
     kept = [name for name in COLUMNS if name in features and features[name] != NO_PICTURES]
     rows = rows.select_columns(kept)
@@ -83,6 +86,8 @@ def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
         if empty:
             raise ValueError(f"`{empty[0]}` is empty. Check how it was written.")
         kind = "parquet" if path.suffix == ".parquet" else "json"
+        if kind == "json" and not streaming:
+            check_utf8(files)
         return _load_dataset(kind, data, streaming, data_files=[str(file) for file in files])
     if (path / "state.json").is_file():
         rows = load_from_disk(path)
@@ -97,10 +102,29 @@ def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
 
 
 def _load_dataset(kind: str, data: str, streaming: bool, **options) -> Dataset | IterableDataset:
-    try:
+    with named(data):
         return load_dataset(kind, split="train", streaming=streaming, **options)
-    except DatasetGenerationError as error:
-        raise ValueError(f"`{data}` cannot be read as {kind}: {error.__cause__}. Repair the file.") from error
+
+
+@contextmanager
+def named(data: str) -> Iterator[None]:
+    """`datasets` and pyarrow say what is wrong, and not with which data."""
+    try:
+        yield
+    except (DatasetGenerationError, ValueError) as error:  # pyarrow's are ValueErrors, too
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".!")
+        raise ValueError(f"`{data}` cannot be read: {reason}. Repair the file, or write it again.") from error
+
+
+def check_utf8(files: list[Path]) -> None:
+    """`datasets` takes any bytes; they would stop the first who reads the row as text, who does not know the file."""
+    for path in files:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"`{path}`, line {number}: {error}. Save the file as UTF-8.") from error
 
 
 def check_columns(names: list[str], data: str) -> None:

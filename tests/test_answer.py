@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import answer_local, answering, cli
 from recipes.answer import parser
+from recipes.answer_journal import Part
 from recipes.answer_local import load
 from recipes.generation_flags import NOT_OFFERED, chosen_generation, field_names, given_fields
 from recipes.merge import merge
@@ -394,6 +396,30 @@ def test_a_second_run_into_the_same_file_waits_for_nobody(tmp_path, capsys):
         assert answer(*FILE, *MODEL, "--out", str(tmp_path / "a")) == 1
         other.communicate(b"\n")
     assert "Another run writes into" in (error := capsys.readouterr().err) and "give another `--out`" in error
+
+
+def test_a_disk_that_fills_up_takes_no_half_of_an_answer_in_silence(tmp_path):
+    (tmp_path / "a.journal").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # the kernel writes up to there, and says so once
+    try:
+        part = Part(tmp_path / "a", 0)
+        part.add([{"number": 0, "text": "short"}])
+        with pytest.raises(OSError, match="File too large"):
+            part.add([{"number": 1, "text": "long" * 50}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    part.close()
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
+    def fail(self, answers):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Part, "add", fail)
+    assert answer(*FILE, *MODEL, "--out", str(tmp_path / "a")) == 1
+    told = capsys.readouterr().err
+    assert "No space is left on the disk of" in told and "start the same command again: what was answered" in told
 
 
 def test_the_page_is_true():

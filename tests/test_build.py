@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -247,6 +248,16 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", fail)
+    with pytest.raises(ValueError, match="No space is left on the disk of .* or give another --out"):
+        tiny_text.checkpoint(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_heads_that_llava_has_no_place_for_are_refused():
     _, tokenizer = tiny_text.language_model_for("llama", "llama")
     tower, images = tiny_text.AutoModel.from_config(vision_config()), tiny_text.clip_image_processor()
@@ -276,12 +287,13 @@ def test_what_cannot_be_used_is_refused_before_writing(tmp_path):
     build_with("which holds more than a language model", language=tmp_path / "vision")
     build_with("spells the control tokens <image>", "--system", "look at <image>")
     build_with("spells the control tokens </s>", "--system", "be </s> kind")
+    build_with("`--system` holds bytes that are no UTF-8", "--system", "\udcff")
 
     weights.pop(next(name for name in weights if "up_proj" in name))
     save_file(weights, tmp_path / "language/model.safetensors", metadata={"format": "pt"})
     build_with("lacks 1 of its weights, such as `model.layers.0.mlp.up_proj.weight`")
     (tmp_path / "language/model.safetensors").write_bytes(b"cut")
-    build_with("is damaged")
+    build_with("A weight file of .* cannot be read: .* cut off or damaged")
 
 
 def test_a_tokenizer_config_may_be_silent_about_its_class(tmp_path):

@@ -243,6 +243,14 @@ def test_mistakes_are_named(tmp_path):
         captions.main([data, *out, "--image-pattern", "x.jpg"])
     with pytest.raises(ValueError, match="is no .parquet, .jsonl, .tsv file"):
         captions.main([str(tmp_path / "none.tsv"), *out])
+    with pytest.raises(ValueError, match="is read, and would be written over"):
+        captions.main([data, "--out", data])
+    (tmp_path / "cut.parquet").write_text("PAR1")
+    with pytest.raises(ValueError, match="cut.parquet`: .* Wanted a whole parquet file"):
+        captions.main([str(tmp_path / "cut.parquet"), *out])
+    (tmp_path / "latin.tsv").write_bytes(b"caption\tf\xfcr\n")
+    with pytest.raises(ValueError, match="latin.tsv` has no column `image`"):
+        captions.main([str(tmp_path / "latin.tsv"), *out])
 
 
 def test_the_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):

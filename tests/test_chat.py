@@ -278,6 +278,8 @@ def test_a_conversation_that_is_too_long_is_told(talker):
         ("/image empty.png\nHi?\n", FLAGS, "Image `empty.png`"),
         ("/image 'half\n", FLAGS, "No closing quotation"),
         ("/imge red.png\n", FLAGS, "There is no `/imge`. /help lists"),
+        ("/image\n", FLAGS, "/image: wanted the path of a picture"),
+        ("/save none/talk.json\n", FLAGS, "/save `none/talk.json`: there is no folder `none`. Make it"),
         ("/save talk.txt\n", FLAGS, "/save `talk.txt`: wanted the name of a new .json"),
         ("/save\n", FLAGS, "wanted the name of a new .json"),
         ("/save there.json\n", FLAGS, "`there.json` is there already"),
@@ -300,6 +302,13 @@ def test_what_cannot_be_is_told_in_a_line(monkeypatch, capsys, lines, words, pro
     shown = capsys.readouterr()
     assert problem in shown.err.splitlines()[-1] and shown.err.splitlines()[-1].startswith("llava chat: error: ")
     assert shown.out == "" and Path("there.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", ["a blue one.png", "'a blue one.png'", "a\\ blue\\ one.png", "~/a blue one.png"])
+def test_a_path_with_spaces(monkeypatch, capsys, folder, words):
+    monkeypatch.setenv("HOME", str(folder))
+    assert chat(monkeypatch, f"/image {words}\n/image red.png red.png\n", *FLAGS) == 0
+    assert len(re.findall("goes with the next question", capsys.readouterr().err)) == 3
 
 
 def test_nothing_asked_nothing_said(monkeypatch, capsys):

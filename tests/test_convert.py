@@ -722,7 +722,7 @@ def rewrite(directory: Path, change):
     ("spoil", "words"),
     [
         (lambda d: (d / "config.json").unlink(), "has no config.json"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json` is not valid JSON"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json` is no JSON in UTF-8"),
         (lambda d: write_json(d / "config.json", {"model_type": "llama"}), "no `mm_\\*` key.*use `llava build`"),
         (lambda d: write_json(d / "config.json", {"text_config": {}}), "in the stock format already"),
         (lambda d: (d / "pytorch_model.bin").unlink(), "has no weights. Looked for"),

@@ -327,7 +327,9 @@ def test_what_a_reader_finds_too_large_is_refused():
     refused(frame, "is too large (Image size (4294836225 pixels) exceeds limit of 178956970 pixels")
     webp = bytearray(encoded(blocks(), "WEBP", save_all=True, append_images=[blocks(seed=1)]))
     webp[24:30] = b"\xfe\x3f\0\xfe\x3f\0"  # the canvas of its VP8X chunk, less one
-    refused(webp, "(Image size (268402689 pixels) exceeds limit of 178956970 pixels")
+    # Pillow 13 refuses it while it opens it, 12.3 leaves that to us.
+    words = refused(webp).replace(",", "")
+    assert "268402689" in words and "178956970" in words
 
 
 def test_long_and_thin_images_are_refused():

@@ -20,7 +20,7 @@ ALLOWED["recipes"] = set.union(*ALLOWED.values()) | set(ALLOWED)
 ALLOWED["recipes"] |= {"trl", "peft", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "yaml", "tqdm"}
 ALLOWED["recipes"] |= {"deepspeed"}  # in one place, where it is in use already
 ALLOWED["recipes"] |= {"datatrove"}  # of the extra `scale`
-ALLOWED["recipes"] |= {"gradio"}  # of the extra `demo`
+ALLOWED["recipes"] |= {"gradio", "safehttpx"}  # of the extra `demo`; gradio fetches with the latter
 
 
 def imported_modules(source: str) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """The original's JSON to rows and back: every id is kept, and what cannot be read is counted by reason."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from data_generation.llava_json import ImageRoots, read_llava, write_llava
 from data_generation.rejections import Counts
-from data_generation.rows import messages_of, read_rows, row_features, write_rows
+from data_generation.rows import messages_of, read_rows, replacing, row_features, write_rows
 from processing.conversation import check_conversation
 from recipes import data
 from recipes.train_data import load_rows
@@ -207,3 +208,49 @@ def test_rows_that_are_none_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"id": "1"}\n{')
     with pytest.raises(ValueError, match="line 2"):
         list(read_rows(tmp_path / "x.jsonl"))
+
+
+def test_rows_of_any_editor_are_read(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "1"}\r\n\r\n{"id": "2"}\r\n')
+    assert [row["id"] for row in read_rows(path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("x.jsonl", b'{"id": "1"}\n{"id": "\xff"}', "x.jsonl`, line 2: 'utf-8' codec .*; wanted JSON in UTF-8"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl`, line 1: maximum recursion depth"),
+        ("x.parquet", b"", "x.parquet`: Parquet file size is 0 bytes .*Wanted a whole parquet file"),
+        ("x.parquet", b"PAR1 and no more", "x.parquet`: .*Wanted a whole parquet file"),
+    ],
+)
+def test_rows_that_cannot_be_read_name_their_file(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        list(read_rows(tmp_path / name))
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"id": "1", "conversations": []}]))
+    rows = tmp_path / "x.jsonl"
+    rows.write_text('{"id": "1", "messages": []}\n')
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    before = path.read_bytes(), rows.read_bytes()
+    for action, file, out in (("import", path, path), ("export", rows, rows), ("export", rows, "link.jsonl")):
+        with pytest.raises(ValueError, match="is read, and would be written over. Give another --out"):
+            data.main([action, str(file), "--out", str(tmp_path / out)])
+    with pytest.raises(ValueError, match="is a folder. Name the file to write"):
+        data.main(["import", str(path), "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="x.json` is a file. Choose another place"):
+        data.main(["import", str(path), "--out", str(path / "more" / "x.parquet")])
+    assert (path.read_bytes(), rows.read_bytes()) == before
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '.*x.parquet'"), replacing(tmp_path / "x.parquet"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No such file or directory: 'other'"), replacing(tmp_path / "x.parquet"):
+        Path("other").read_bytes()
+    assert not list(tmp_path.iterdir())

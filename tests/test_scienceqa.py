@@ -175,6 +175,15 @@ def test_the_layout_on_the_hub_becomes_rows(tmp_path):
 def test_a_folder_without_either_layout_is_named(tmp_path):
     with pytest.raises(ValueError, match="neither problems.json nor parquet"):
         scienceqa.main(["convert", str(tmp_path), "--split", "test", "--out", f"{tmp_path}/x.parquet"])
+    (tmp_path / "problems.txt").write_text("{}")
+    with pytest.raises(ValueError, match="problems.txt` has neither problems.json nor parquet"):
+        scienceqa.main(["convert", f"{tmp_path}/problems.txt", "--split", "test", "--out", f"{tmp_path}/x.parquet"])
+    (tmp_path / "cut.parquet").write_text("PAR1")
+    with pytest.raises(ValueError, match="cut.parquet` cannot be read: Parquet"):
+        scienceqa.main(["convert", f"{tmp_path}/cut.parquet", "--split", "test", "--out", f"{tmp_path}/x.parquet"])
+    (tmp_path / "cut.parquet").unlink()
     datasets.Dataset.from_dict({"question": ["x"]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="is read, and would be written over"):
+        scienceqa.main(["convert", f"{tmp_path}/x.parquet", "--split", "test", "--out", f"{tmp_path}/x.parquet"])
     with pytest.raises(ValueError, match="no column answer, choices, image"):
         scienceqa.main(["convert", f"{tmp_path}/x.parquet", "--split", "test", "--out", f"{tmp_path}/y.parquet"])

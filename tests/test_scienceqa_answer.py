@@ -12,7 +12,7 @@ from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import scienceqa_answer
 from recipes.cli import main as llava
-from recipes.scienceqa_answer import Unfinished, begin, join, reasons_of
+from recipes.scienceqa_answer import Journal, Unfinished, begin, join, reasons_of
 from tests import tiny_text
 from tests.conversations import png
 from tests.openai_server import FakeServer
@@ -174,3 +174,13 @@ def test_every_command_of_the_page_runs(folder, tmp_path, monkeypatch, capsys):
             words = [*shlex.split(line)[1:]]
             words += ["--max-new-tokens", "4"] if words[1] == "answer" else []
             assert llava(words) == 0, (words, capsys.readouterr().err)
+
+
+def test_a_second_run_into_the_same_file_is_refused(tmp_path):
+    out = tmp_path / "a.jsonl"
+    first = Journal(out, {"run": 1})
+    first.add([{"question_id": "1"}])
+    with pytest.raises(ValueError, match="Another run writes into `.*a.jsonl.journal`. Wait until it has ended"):
+        Journal(out, {"run": 1})
+    first.close()
+    assert list(Journal(out, {"run": 1}).lines) == ["1"]

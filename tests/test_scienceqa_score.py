@@ -209,6 +209,7 @@ def test_other_files_that_cannot_be_used_are_named(tmp_path, score):
     assert "does not exist" in score(answers, "--problems", f"{tmp_path}/none.json")[2]
     assert "Give the one or the others" in score(answers, "--data", "x.parquet")[2]
     assert "is a folder. Name the file" in score(answers, "--out", str(tmp_path))[2]
+    assert "is read, and would be written over" in score(answers, "--out", str(answers))[2]
     splits = tmp_path / "pid_splits.json"
     splits.write_text('{"test": ["1", "1"]}')
     assert "names problem `1` twice" in score(answers)[2]

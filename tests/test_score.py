@@ -477,3 +477,13 @@ def test_an_error_is_one_line(tmp_path, capsys):
     given = ["--annotations", "x", "--answers", "y"]
     assert cli.main(["score", "gqa", *given]) == 1
     assert "There is nothing to write" in capsys.readouterr().err
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    (tmp_path / "a").write_text('{"question_id": "1", "text": "yes"}\n')
+    for annotations, answers in (("a", "b"), ("b", "a")):
+        given = ["--annotations", str(tmp_path / annotations), "--answers", str(tmp_path / answers)]
+        with pytest.raises(ValueError, match="a` is read, and would be written over"):
+            main(["gqa", *given, "--out", str(tmp_path / "a")])
+        with pytest.raises(ValueError, match="a` is read, and would be written over"):
+            main(["gqa", *given, "--submission", str(tmp_path / "a")])

@@ -22,7 +22,7 @@ from data_generation.parsing import parse
 from data_generation.prompting import load_prompt
 from data_generation.rejections import Counts
 from data_generation.teacher import Ledger, Pace, Request, Teacher, stored_replies
-from recipes import cli
+from recipes import cli, teacher
 
 
 ROOT = Path(__file__).parent.parent
@@ -248,3 +248,8 @@ def test_a_source_without_end_needs_one(tmp_path, capsys):
     assert "no split `dev`" in capsys.readouterr().err
     assert cli.main(["teacher", "--slow", "0.7", "--cut", "0.7"]) == 1
     assert "together at most 1" in capsys.readouterr().err
+
+
+def test_a_port_that_there_is_not_is_told():
+    with pytest.raises(ValueError, match="Port 99999 cannot be had .* Take another"):
+        teacher.main(["--port", "99999"])

@@ -14,7 +14,7 @@ from processing import LlavaProcessor
 from processing.collator import PaddedCollator
 from recipes import data, merge
 from recipes import train as training
-from recipes.train_data import load_rows
+from recipes.train_data import load_rows, load_stream
 from tests import tiny_text
 
 
@@ -106,7 +106,17 @@ def test_unreadable_data_is_told(workplace):
             load_rows("rows.jsonl", f"{workplace}/images")
 
     refused("`rows.jsonl` is empty", "")
-    refused("cannot be read as json", "{bad")
+    refused("`rows.jsonl` cannot be read: JSON parse error", "{bad")
+    refused("`rows.jsonl` cannot be read", "\n\n")
+    Path("rows.jsonl").write_bytes(b'{"id": "1"}\n{"id": "\xff"}\n')
+    with pytest.raises(ValueError, match="`rows.jsonl`, line 2: .* Save the file as UTF-8"):
+        load_rows("rows.jsonl")
+    Path("rows.parquet").write_text("PAR1 and no more")
+    with pytest.raises(ValueError, match="`rows.parquet` cannot be read: Parquet magic bytes"):
+        load_rows("rows.parquet")
+    Path("rows.jsonl").write_text("{bad")
+    with pytest.raises(ValueError, match="`rows.jsonl` cannot be read: JSON parse error"):
+        load_stream("rows.jsonl")
     row = {"id": "1", "messages": [{"role": "user", "content": "Q"}], "images": ["none.png"]}
     refused("1 of the 1 pictures of `rows.jsonl` do not exist, such as .*none.png", json.dumps(row))
     lines = (workplace / "captions.jsonl").read_text().splitlines()[:1] + [json.dumps({**row, "images": None})]

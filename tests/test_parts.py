@@ -1,0 +1,150 @@
+"""Checkpoints that are not whole: what `answer`, `train`, `merge`, `data check` and `scienceqa` say of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from modeling_llava import LlavaForConditionalGeneration
+from processing import LlavaProcessor
+from recipes import data, reproduce
+from recipes.answer_local import load
+from recipes.merge import merge
+from recipes.parts import load_llava, load_processor
+from recipes.quickstart import TINY, Quickstart
+from tests import tiny_text
+
+
+LOCKED = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "model"
+    tiny_text.checkpoint(out)
+    return out
+
+
+@pytest.fixture
+def spoilt(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def change_weights(folder, name, value) -> None:
+    weights = load_file(folder / "model.safetensors")
+    found = next(key for key in weights if name in key)
+    before = weights.pop(found)
+    if value is not None:
+        weights[found] = value(before)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def lose_a_shard(folder) -> None:
+    names = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+SPOILT = {
+    "lacks 1 of its weights, such as `lm_head.weight`. Give a complete": lambda f: change_weights(f, "lm_head", None),
+    r"`.*down_proj.weight` in the shape \(3, 64\), and its config.json wants \(32, 64\)": lambda f: change_weights(
+        f, "down_proj", lambda weight: weight[:3].clone()
+    ),
+    "A weight file of .* cannot be read: .* cut off or damaged": lambda f: cut(f / "model.safetensors"),
+    "cannot be loaded: .*model-00001-of-00001.safetensors.* Copy, download": lose_a_shard,
+    "cannot be loaded: .*no file named model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    "has no config.json": lambda f: (f / "config.json").unlink(),
+    "config.json` is no JSON in UTF-8": lambda f: cut(f / "config.json"),
+    "config.json` holds a list, wanted an object": lambda f: (f / "config.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("words", SPOILT)
+def test_a_checkpoint_that_is_not_whole_is_told(spoilt, words):
+    SPOILT[words](spoilt)
+    with pytest.raises(ValueError, match=words):
+        load_llava(str(spoilt))
+
+
+@pytest.mark.parametrize(
+    "name, spoil",
+    [
+        ("chat_template.jinja", lambda path: path.write_text("{% for x %}")),
+        ("chat_template.jinja", lambda path: path.unlink()),
+        ("tokenizer.json", cut),
+        ("tokenizer.json", lambda path: path.write_text("{}")),
+        ("tokenizer.json", lambda path: path.unlink()),
+        ("tokenizer_config.json", lambda path: path.unlink()),
+        ("processor_config.json", lambda path: path.unlink()),
+        ("processor_config.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_processor_that_is_not_whole_is_told(spoilt, name, spoil):
+    spoil(spoilt / name)
+    with pytest.raises(ValueError, match=f"The processor of `{spoilt}` cannot be used: .*. Wanted are processor_co"):
+        load_processor(str(spoilt))
+
+
+def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    for name in (f"{tmp_path}/none", f"{tmp_path}/link", "./none", "~/none"):
+        for read in (load_llava, load_processor):
+            with pytest.raises(FileNotFoundError, match=f"`{name}` is no directory. Check the path"):
+                read(name)
+    with pytest.raises(ValueError, match="`nobody/none` is no folder here, and was not found on the Hub"):
+        load_llava("nobody/none")
+
+
+def test_an_adapter_that_is_not_whole_is_told(whole, tmp_path):
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    get_peft_model(LlavaForConditionalGeneration.from_pretrained(whole), lora).save_pretrained(tmp_path / "a")
+    LlavaProcessor.from_pretrained(whole).save_pretrained(tmp_path / "a")
+    file = tmp_path / "a/adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(min(weights))
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="does not load over .*: Found missing adapter keys"):
+        load(str(tmp_path / "a"), "auto")
+    cut(file)
+    with pytest.raises(ValueError, match="does not load over .*: Error while deserializing header"):
+        merge(tmp_path / "a")
+    with pytest.raises(ValueError, match="The base of .*: `/gone` is no directory. .* `llava merge --base` names"):
+        merge(tmp_path / "a", "/gone")
+
+
+def test_data_check_names_the_checkpoint(spoilt, tmp_path):
+    (spoilt / "chat_template.jinja").write_text("{% for x %}")
+    with pytest.raises(ValueError, match="The processor of"):
+        data.main(["check", "rows.jsonl", "--model", str(spoilt)])
+
+
+def test_what_is_whole_is_loaded(whole):
+    model, processor = load(str(whole), "auto")
+    assert torch.isfinite(model.lm_head.weight).all() and processor.chat_template
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda folder: Quickstart(folder, TINY, 0).run(),
+        lambda folder: reproduce.main(["--out", str(folder)]),
+    ],
+)
+def test_a_second_run_into_one_folder_is_refused(tmp_path, run):
+    command = [sys.executable, "-c", LOCKED, str(tmp_path / ".running")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="Another run writes into"):
+            run(tmp_path)
+        other.communicate(b"\n")
+    assert [path.name for path in tmp_path.iterdir()] == [".running"]
