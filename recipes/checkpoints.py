@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from trl import ModelConfig
 
+from data_generation.rows import replacing
 from recipes.train_config import TrainConfig
 
 
@@ -34,12 +34,8 @@ FREE = re.compile(
 
 
 def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def mark_complete(folder: Path, step: int) -> None:

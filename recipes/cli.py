@@ -7,7 +7,9 @@ Nothing heavier than the standard library is imported before a command is chosen
 
 import argparse
 import difflib
+import errno
 import importlib
+import os
 import re
 import sys
 from importlib.metadata import version
@@ -87,8 +89,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+ADVICE = {
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "Check the path.",
+    errno.EISDIR: "Give a file.",
+    errno.EACCES: "Give a place that you may read and write.",
+    errno.EROFS: "Give another place.",
+    errno.ENOSPC: "Make space, and start the same command again.",
+    errno.EDQUOT: "Make space, and start the same command again.",
+}
+
+
 def own_words(error: Exception) -> str:
-    """What an error says; of one from a worker of a dataloader, without the traceback that torch packs around it."""
+    """What an error says; of one of the system the file and what to do, of one from a worker of a dataloader, without
+    the traceback that torch packs around it.
+    """
+    if isinstance(error, OSError) and error.errno in ADVICE and error.filename is not None:
+        return f"`{os.fsdecode(error.filename)}`: {error.strerror}. {ADVICE[error.errno]}"
     text = str(error)
     kind = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", text)
     if kind is None:

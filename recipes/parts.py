@@ -92,8 +92,9 @@ def load_whole(auto_class: type, name: str, **options) -> PreTrainedModel:
 
 
 def load_llava(name: str, **options) -> LlavaForConditionalGeneration:
+    """From safetensors alone, which cannot run code; the halves of `build` may come as older files."""
     check_is_llava(name, options.get("revision"))
-    return load_whole(LlavaForConditionalGeneration, name, **options)
+    return load_whole(LlavaForConditionalGeneration, name, use_safetensors=True, **options)
 
 
 def reason_of(error: Exception) -> str:

@@ -20,7 +20,7 @@ from recipes.answer_local import load
 from recipes.answering import Features
 from recipes.generation_flags import chosen_generation
 from recipes.merge import base_of
-from recipes.parts import check_is_llava
+from recipes.parts import load_llava
 from recipes.questions import Picture
 
 
@@ -251,13 +251,10 @@ def load_quantized(name: str, dtype: str, device: torch.device, load_in: str) ->
         raise ValueError(f"--load-in {load_in} runs on CUDA and CPU, not on mps. Leave it out, or add --device cpu.")
     is_adapter = (Path(name) / "adapter_config.json").is_file()
     base = base_of(Path(name)) if is_adapter else name
-    check_is_llava(base)
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
     if load_in == "4bit":
         bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     else:
         bits = BitsAndBytesConfig(load_in_8bit=True)
-    model = LlavaForConditionalGeneration.from_pretrained(
-        base, dtype=dtype, quantization_config=bits, device_map={"": device}
-    )
+    model = load_llava(base, dtype=dtype, quantization_config=bits, device_map={"": device})
     return PeftModel.from_pretrained(model, name).get_base_model() if is_adapter else model

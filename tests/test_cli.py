@@ -66,6 +66,19 @@ def test_a_user_error_is_one_line_without_a_traceback(error):
     assert result.stderr == "llava fake: error: found 1, wanted 2\n"
 
 
+@pytest.mark.parametrize(
+    "code, problem",
+    [
+        ("open('/nowhere/x')", "`/nowhere/x`: No such file or directory. Check the path."),
+        ("open('/')", "`/`: Is a directory. Give a file."),
+        ("open(b'/nowhere/x')", "`/nowhere/x`: No such file or directory. Check the path."),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do(code, problem):
+    result = run_llava("fake", fake_main=code)
+    assert (result.returncode, result.stderr) == (1, f"llava fake: error: {problem}\n")
+
+
 def test_a_user_error_keeps_its_traceback_on_request():
     result = run_llava("--debug", "fake", fake_main="raise ValueError('found 1')")
     assert result.returncode == 1
