@@ -95,12 +95,9 @@ def lines_of(
 
 
 def main(argv: list[str] | None = None) -> None:
-    from recipes.generation_flags import refuse_unknown
+    from recipes.generation_flags import parse_all
 
-    flags = parser()
-    args, unknown = flags.parse_known_args(argv)
-    refuse_unknown(unknown, flags)
-    answer(args)
+    answer(parse_all(parser(), argv))
 
 
 if __name__ == "__main__":

@@ -208,12 +208,9 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from recipes.generation_flags import refuse_unknown
+    from recipes.generation_flags import parse_all
 
-    flags = parser()
-    args, unknown = flags.parse_known_args(argv)
-    refuse_unknown(unknown, flags)
-    chat(args)
+    chat(parse_all(parser(), argv))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,12 @@ def given_fields(args: argparse.Namespace) -> dict[str, Any]:
     return {name.removeprefix("generation."): v for name, v in vars(args).items() if name.startswith("generation.")}
 
 
+def parse_all(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    args, unknown = parser.parse_known_args(argv)
+    refuse_unknown(unknown, parser)
+    return args
+
+
 def refuse_unknown(words: list[str], parser: argparse.ArgumentParser) -> None:
     """Of words that the parser left over, the first is told, with what may have been meant."""
     if not words:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from recipes import local_paths
 from recipes.checkpoints import FINISHED
 from recipes.old_card import header_of
-from recipes.push_files import CARD, Upload, read_json
+from recipes.parts import read_json
+from recipes.push_files import CARD, Upload
 
 
 UNKNOWN = "unknown"

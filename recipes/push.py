@@ -54,7 +54,8 @@ def describe_model(
     from recipes.loss_plot import draw_losses
     from recipes.model_card import EXAMPLE, LOSSES, model_card
     from recipes.model_history import history, records
-    from recipes.push_files import CARD, Upload, read_json
+    from recipes.parts import read_json
+    from recipes.push_files import CARD, Upload
 
     found = history(folder, facts)
     made = records(found)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from recipes.push_files import Upload, read_json
+from recipes.parts import read_json
+from recipes.push_files import Upload
 
 
 def check_loads(folder: Path, uploads: list[Upload]) -> int:

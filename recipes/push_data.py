@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from data_generation.card import YOURS, read_card
-from data_generation.rows import read_rows
+from data_generation.rows import SUFFIXES, read_rows
 from recipes import local_paths
 from recipes.model_card import TASK, line
 from recipes.model_history import UNKNOWN, models_of
@@ -18,7 +18,6 @@ from recipes.push_files import CARD, Selection, Upload, refuse_link_outside
 
 
 REPORT, LEDGER = "report.html", "ledger"
-SUFFIXES = (".parquet", ".jsonl")
 KINDS = 20  # at most in a table
 NAMES = 20  # of files, at most in a header
 COLUMNS = ("id", "kind", "source", "model", "image_id")
@@ -53,11 +52,12 @@ def collect(folder: Path, selection: Selection) -> None:
     for pattern, found in zip(patterns, wanted, strict=True):
         if not found:
             raise ValueError(f"`{folder / CARD}` says that the data is `{pattern}`, and there is no such file.")
+    named = set().union(*wanted)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         if name == CARD:
             continue
-        is_data = path in set().union(*wanted) if patterns else path.suffix in SUFFIXES
+        is_data = path in named if patterns else path.suffix in SUFFIXES
         if name == REPORT:
             refuse_link_outside(path, folder)
             selection.uploads.append(Upload(name, shortened_page(path)))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from recipes import local_paths
 from recipes.checkpoints import COMPLETE, FINISHED, RUN, last_complete_checkpoint
+from recipes.parts import read_json
 
 
 MODEL = re.compile(
@@ -179,16 +180,6 @@ def state_files(folder: Path) -> list[Upload]:
 
 def is_record(path: Path) -> bool:
     return path.name in ("trainer_state.json", RUN, FINISHED)
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{path}` is no JSON: {error}. It was cut off or damaged; write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`{path}` holds a {type(content).__name__}, wanted an object. Write it again.")
-    return content
 
 
 def more(number: int) -> str:

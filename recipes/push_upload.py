@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from recipes.push_files import CARD, Upload
+from recipes.push_files import CARD, WEIGHTS, Upload
 
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ WORDS = {
 }
 # Weights and rows of an earlier push, which loaders would take for part of this one.
 STALE = {
-    "model": re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"),
+    "model": WEIGHTS,
     "dataset": re.compile(r"data/(\d+-[0-9a-f]{8}/)?train-\d{5}-of-\d{5}\.parquet|data/train\.jsonl"),
 }
 
