@@ -141,15 +141,23 @@ def answer_batch(features: Features, texts: list[list[int]], pictures: list[Any]
     ids, mask = pad(texts, tokenizer.pad_token_id or 0, begun)
     inputs |= {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     said = model.generate(**inputs, **options)[:, ids.shape[1] :]
-    ends = chosen.eos_token_id if isinstance(chosen.eos_token_id, list) else [chosen.eos_token_id]
-    stops = [chosen.stop_strings] if isinstance(chosen.stop_strings, str) else chosen.stop_strings or []
     found = []
     for row, text in zip(said.tolist(), tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
-        is_stopped = not set(row).isdisjoint(ends) or any(stop in text for stop in stops)
-        for stop in stops:
+        reason: Literal["stop", "length"] = "stop" if has_ended(row, text, chosen) else "length"
+        for stop in stops_of(chosen):
             text = text.split(stop)[0]
-        found.append(Answer(text.strip(), "stop" if is_stopped else "length"))
+        found.append(Answer(text.strip(), reason))
     return found
+
+
+def stops_of(chosen: GenerationConfig) -> list[str]:
+    return [chosen.stop_strings] if isinstance(chosen.stop_strings, str) else chosen.stop_strings or []
+
+
+def has_ended(said: list[int], text: str, chosen: GenerationConfig) -> bool:
+    """Whether the model came to an end of its own."""
+    ends = chosen.eos_token_id if isinstance(chosen.eos_token_id, list) else [chosen.eos_token_id]
+    return not set(said).isdisjoint(ends) or any(stop in text for stop in stops_of(chosen))
 
 
 @dataclass(frozen=True)

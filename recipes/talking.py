@@ -17,7 +17,7 @@ from transformers.generation import BaseStreamer
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes.answer_local import load
-from recipes.answering import Features
+from recipes.answering import Features, has_ended, stops_of
 from recipes.generation_flags import chosen_generation
 from recipes.merge import base_of
 from recipes.parts import load_llava
@@ -142,7 +142,7 @@ class Talker:
 
         thread = threading.Thread(target=generate, daemon=True)
         thread.start()
-        stops = [chosen.stop_strings] if isinstance(chosen.stop_strings, str) else chosen.stop_strings or []
+        stops = stops_of(chosen)
         said: list[int] = []
         try:
             while (new := tokens.queue.get()) is not None:
@@ -158,8 +158,7 @@ class Talker:
             gone.set()
             thread.join()
         text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
-        ends = chosen.eos_token_id if isinstance(chosen.eos_token_id, list) else [chosen.eos_token_id]
-        if not set(said).isdisjoint(ends) or any(one in text for one in stops):
+        if has_ended(said, text, chosen):
             ended: Literal["stop", "length", "interrupted"] = "stop"
         else:
             ended = "interrupted" if stop.is_set() else "length"
