@@ -16,10 +16,10 @@ quickstart: install
 
 # A file stays in one process: its fixtures are made once.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" -o faulthandler_timeout=3600
 
 check: install
 	$(BIN)/ruff check .

@@ -28,8 +28,8 @@ from benchmarks.bars import draw_bars
 from benchmarks.forward import circumstances
 from modeling_llava import LlavaConfig, LlavaForConditionalGeneration
 from processing import LlavaProcessor, load_template
-from recipes.answering import Features, answer_batch, plan_batches
-from recipes.questions import Question, read_questions
+from recipes.measuring.answering import Features, answer_batch, plan_batches
+from recipes.measuring.questions import Question, read_questions
 
 
 GOAL, GOAL_AT = 3.0, 16

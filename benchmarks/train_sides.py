@@ -29,12 +29,12 @@ from processing import LlavaProcessor, load_template
 from processing.collator import TreeCollator
 from processing.packing import plan_rows
 from processing.rows import PackedRows, encode_rows
-from recipes.throughput import Meter
 from recipes.train import choose_layout
-from recipes.train_config import TrainConfig
-from recipes.train_rows import CollateNumbered
-from recipes.trainable import choose_trainable
-from recipes.trainer import LlavaTrainer
+from recipes.training.throughput import Meter
+from recipes.training.train_config import TrainConfig
+from recipes.training.train_rows import CollateNumbered
+from recipes.training.trainable import choose_trainable
+from recipes.training.trainer import LlavaTrainer
 
 
 PATCH_SIZE = 14

@@ -50,7 +50,7 @@ from benchmarks.train_sides import (
     trl_trainer,
 )
 from modeling_llava import LlavaConfig
-from recipes.throughput import Meter, count_padded
+from recipes.training.throughput import Meter, count_padded
 
 
 GROUPED_GOAL, MEMORY_GOAL = 1.7, 0.55

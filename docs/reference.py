@@ -17,7 +17,7 @@ from typing import Any
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from recipes.cli import COMMANDS
-from recipes.train_config import TrainConfig
+from recipes.training.train_config import TrainConfig
 
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,8 @@
     <folder>/features-<hash>.safetensors     many tensors (places, width), named by the pictures' bytes
 
 The header of each file is the index. A picture is known by its bytes, so that one that changes under its name is
-another picture; what else features depend on is in the name of the folder, which `recipes/feature_cache.py` chooses.
+another picture; what else features depend on is in the name of the folder, which
+`recipes/training/feature_cache.py` chooses.
 """
 
 import hashlib

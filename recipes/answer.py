@@ -13,15 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.generate_flags import add_limit_flags, json_object, positive
+from recipes.generating.generate_flags import add_limit_flags, json_object, positive
 
 
 if TYPE_CHECKING:
-    from recipes.questions import Question
+    from recipes.measuring.questions import Question
 
 
 def parser() -> argparse.ArgumentParser:
-    from recipes.generation_flags import add_generation_flags
+    from recipes.measuring.generation_flags import add_generation_flags
 
     parser = argparse.ArgumentParser(
         prog="llava answer",
@@ -57,18 +57,18 @@ def parser() -> argparse.ArgumentParser:
 
 def answer(args: argparse.Namespace) -> None:
     if args.backend == "openai":
-        from recipes.answer_served import answer_served
+        from recipes.measuring.answer_served import answer_served
 
         return answer_served(args, lambda: read(args), lambda *found: lines_of(args.model, *found))
     if args.base_url or args.extra:
         raise ValueError("--base-url and --extra go with --backend openai. Add it, or leave them out.")
-    from recipes.answer_local import answer_locally
+    from recipes.measuring.answer_local import answer_locally
 
     return answer_locally(args, lambda: read(args), lambda *found: lines_of(args.model, *found))
 
 
 def read(args: argparse.Namespace) -> "list[Question]":
-    from recipes.questions import read_data, read_questions
+    from recipes.measuring.questions import read_data, read_questions
 
     return read_data(args.data, args.image_root) if args.data else read_questions(args.questions, args.image_root)
 
@@ -95,7 +95,7 @@ def lines_of(
 
 
 def main(argv: list[str] | None = None) -> None:
-    from recipes.generation_flags import parse_all
+    from recipes.measuring.generation_flags import parse_all
 
     answer(parse_all(parser(), argv))
 

@@ -26,8 +26,8 @@ from modeling_llava import LlavaConfig, LlavaForConditionalGeneration
 from processing import LlavaProcessor, load_template
 from processing.chat_templates import TEMPLATE_NAMES, own_template
 from processing.images import image_processor_for, image_side
-from recipes.parts import load_language_model, load_vision_tower
-from recipes.run_folder import told_when_full
+from recipes.building.parts import load_language_model, load_vision_tower
+from recipes.training.run_folder import told_when_full
 
 
 IMAGE_TOKEN = "<image>"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from recipes.talking import Conversation, Talker
+    from recipes.talking.talker import Conversation, Talker
 
 
 HELP = """/image PATH ...  show pictures with the next question; of several, quote one with spaces
@@ -31,7 +31,7 @@ ESCAPES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey 
 
 
 def parser() -> argparse.ArgumentParser:
-    from recipes.generation_flags import add_generation_flags
+    from recipes.measuring.generation_flags import add_generation_flags
 
     parser = argparse.ArgumentParser(
         prog="llava chat",
@@ -66,7 +66,7 @@ class Chat:
         self.show(images)
 
     def fresh(self) -> "Conversation":
-        from recipes.talking import Conversation
+        from recipes.talking.talker import Conversation
 
         return Conversation()
 
@@ -124,7 +124,7 @@ class Chat:
 
     def show(self, paths: list[str]) -> None:
         from processing import open_image
-        from recipes.talking import picture_of
+        from recipes.talking.talker import picture_of
 
         pictures = []
         for path in map(os.path.expanduser, paths):
@@ -162,7 +162,7 @@ class Chat:
             tell("Stopped; what was said stays.")
 
     def save(self, name: str) -> None:
-        from recipes.checkpoints import write_atomically
+        from recipes.training.checkpoints import write_atomically
 
         path = Path(name).expanduser()
         if path.suffix not in (".json", ".jsonl"):
@@ -195,8 +195,8 @@ def tell(text: str) -> None:
 
 
 def chat(args: argparse.Namespace) -> None:
-    from recipes.generation_flags import given_fields
-    from recipes.talking import load_talker
+    from recipes.measuring.generation_flags import given_fields
+    from recipes.talking.talker import load_talker
 
     if is_terminal := sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on Windows; where it is, arrow keys work
@@ -208,7 +208,7 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from recipes.generation_flags import parse_all
+    from recipes.measuring.generation_flags import parse_all
 
     chat(parse_all(parser(), argv))
 

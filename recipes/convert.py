@@ -5,8 +5,9 @@
     llava convert --to-original checkpoints/mine --out mm_projector.bin
 
 What DIR is (a full checkpoint, a stage-1 projector, a LoRA adapter, a delta) follows from its files. Names and
-arithmetic of tensors are in `modeling_llava/convert_original.py`, reading the files in `recipes/original_files.py`,
-tokenizer and prompts in `recipes/original_prompts.py`; here the parts are loaded, joined and reported.
+arithmetic of tensors are in `modeling_llava/convert_original.py`, reading the files in
+`recipes/building/original_files.py`, tokenizer and prompts in `recipes/building/original_prompts.py`; here the parts
+are loaded, joined and reported.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from modeling_llava.convert_original import (
 )
 from processing.chat_templates import TEMPLATE_NAMES
 from recipes.build import OWN, check_place, join, write_checkpoint
-from recipes.original_files import (
+from recipes.building.original_files import (
     KINDS,
     Original,
     locate,
@@ -43,14 +44,14 @@ from recipes.original_files import (
     read_tensors,
     weight_files,
 )
-from recipes.original_prompts import (
+from recipes.building.original_prompts import (
     IMAGE_END,
     IMAGE_START,
     ORIGINAL_SYSTEM,
     add_image_tokens,
     keep_prompts_as_trained,
 )
-from recipes.parts import find_file, load_tokenizer, load_vision_tower, load_whole, read_json
+from recipes.building.parts import find_file, load_tokenizer, load_vision_tower, load_whole, read_json
 
 
 def convert(

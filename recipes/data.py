@@ -17,8 +17,8 @@ from data_generation.rejections import Counts, unless_spoilt
 from data_generation.rows import check_out, read_rows, row_features, write_rows
 from processing import LlavaProcessor
 from processing.rows import encode_rows
-from recipes.parts import load_processor
-from recipes.train_data import load_rows
+from recipes.building.parts import load_processor
+from recipes.training.train_data import load_rows
 
 
 def check(data: str, processor: LlavaProcessor, max_length: int, image_root: str | None = None) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recipes.chat import add_loading_flags
-from recipes.generate_flags import positive, positive_number
+from recipes.generating.generate_flags import positive, positive_number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
 def serve(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise ValueError('`llava demo` needs gradio, which is not installed: pip install -e ".[demo]".')
-    from recipes.demo_talks import Talks
-    from recipes.talking import load_talker
+    from recipes.talking.demo_talks import Talks
+    from recipes.talking.talker import load_talker
 
     names = [args.model] if args.compare is None else [args.model, args.compare]
     talkers = {}
@@ -52,7 +52,7 @@ def serve(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="llava-demo-") as folder:
         # Read when gradio is imported: where uploads go, and that it tells nobody.
         os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/uploads", "GRADIO_ANALYTICS_ENABLED": "False"}
-        from recipes.demo_page import CSS, THEME, make_page
+        from recipes.talking.demo_page import CSS, THEME, make_page
 
         drawings = Path(folder, "drawings")
         drawings.mkdir()

@@ -22,10 +22,10 @@ from data_generation.ledger import Ledger, LedgerInUse
 from data_generation.ledger_copy import copy_ledger
 from data_generation.pipeline import Failures, outcomes
 from data_generation.summary import Summary
-from recipes.generate_flags import add_flags, check_flags, prices_of
-from recipes.generate_run import Run, ask_all, bring_in, check_ledgers, export, ledger_path, prepare
-from recipes.generate_sources import add_source_flags
-from recipes.generate_write import describe, write
+from recipes.generating.generate_flags import add_flags, check_flags, prices_of
+from recipes.generating.generate_run import Run, ask_all, bring_in, check_ledgers, export, ledger_path, prepare
+from recipes.generating.generate_sources import add_source_flags
+from recipes.generating.generate_write import describe, write
 
 
 def parser() -> argparse.ArgumentParser:

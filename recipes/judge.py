@@ -17,10 +17,10 @@ from pathlib import Path
 from data_generation.judging import MOST_ATTEMPTS
 from data_generation.ledger import Ledger
 from recipes.generate import look_at
-from recipes.generate_flags import add_limit_flags, json_object, not_negative, positive
-from recipes.judge_inputs import gather
-from recipes.judge_run import LEDGER, MakeReference, Scores, ask_all, dry_run, show_prompt
-from recipes.judge_summary import summarize
+from recipes.generating.generate_flags import add_limit_flags, json_object, not_negative, positive
+from recipes.measuring.judge_inputs import gather
+from recipes.measuring.judge_run import LEDGER, MakeReference, Scores, ask_all, dry_run, show_prompt
+from recipes.measuring.judge_summary import summarize
 
 
 ORDERS = ("both", "one")

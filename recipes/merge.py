@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from modeling_llava import LlavaForConditionalGeneration
 from recipes.build import write_checkpoint
-from recipes.parts import load_llava, load_processor, read_json, reason_of
+from recipes.building.parts import load_llava, load_processor, read_json, reason_of
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from recipes.card_example import Example
-    from recipes.model_scores import Score
-    from recipes.push_files import Selection, Upload
+    from recipes.publishing.card_example import Example
+    from recipes.publishing.model_scores import Score
+    from recipes.publishing.push_files import Selection, Upload
 
 
 def push_model(args: argparse.Namespace) -> None:
-    from recipes.card_example import ask, from_page
-    from recipes.model_scores import read_scores
-    from recipes.push_checks import check_loads
-    from recipes.push_files import model_files
+    from recipes.publishing.card_example import ask, from_page
+    from recipes.publishing.model_scores import read_scores
+    from recipes.publishing.push_checks import check_loads
+    from recipes.publishing.push_files import model_files
 
     if (args.picture is None) != (args.question is None):
         raise ValueError("--picture and --question go together: a picture, and what is asked about it.")
@@ -51,11 +51,11 @@ def describe_model(
     step: int | None = None,
 ) -> list["Upload"]:
     """What is published beside the files of a checkpoint: card, records of training, pictures."""
-    from recipes.loss_plot import draw_losses
-    from recipes.model_card import EXAMPLE, LOSSES, model_card
-    from recipes.model_history import history, records
-    from recipes.parts import read_json
-    from recipes.push_files import CARD, Upload
+    from recipes.building.parts import read_json
+    from recipes.publishing.loss_plot import draw_losses
+    from recipes.publishing.model_card import EXAMPLE, LOSSES, model_card
+    from recipes.publishing.model_history import history, records
+    from recipes.publishing.push_files import CARD, Upload
 
     found = history(folder, facts)
     made = records(found)
@@ -70,8 +70,8 @@ def describe_model(
 
 
 def push_dataset(args: argparse.Namespace) -> None:
-    from recipes.push_data import data_card, data_files
-    from recipes.push_files import CARD, Upload
+    from recipes.publishing.push_data import data_card, data_files
+    from recipes.publishing.push_files import CARD, Upload
 
     selection = data_files(args.place)
 
@@ -86,10 +86,10 @@ def publish(args: argparse.Namespace, selection: "Selection", describe: Callable
     from huggingface_hub import HfApi
 
     from data_generation.card import YOURS, read_card
-    from recipes.old_card import joined
-    from recipes.push_files import CARD
-    from recipes.push_secrets import check_contents
-    from recipes.push_upload import make_repository, read_old_card, upload
+    from recipes.publishing.old_card import joined
+    from recipes.publishing.push_files import CARD
+    from recipes.publishing.push_secrets import check_contents
+    from recipes.publishing.push_upload import make_repository, read_old_card, upload
 
     old = read_card(args.place / CARD) if args.place.is_dir() else ""
     uploads = [*selection.uploads, *describe(old)]
@@ -117,7 +117,7 @@ def publish(args: argparse.Namespace, selection: "Selection", describe: Callable
 
 def show(repo_id: str, uploads: list["Upload"], selection: "Selection") -> None:
     """The files, their sizes, and the card."""
-    from recipes.push_files import CARD
+    from recipes.publishing.push_files import CARD
 
     width = max(len(upload.name) for upload in uploads)
     print(f"{repo_id} would get {len(uploads)} files, and nothing has been sent:")
@@ -170,7 +170,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    from recipes.push_upload import check_repo_id
+    from recipes.publishing.push_upload import check_repo_id
 
     check_repo_id(args.repo_id)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of retries; what they end with is told

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from data_generation.rejections import Counts, unless_spoilt
 from data_generation.rows import check_out, write_rows
 from data_generation.scienceqa import check_format, problem_rows, read_problems, read_table, scienceqa_features
-from recipes.scienceqa_answer import add_answer
-from recipes.scienceqa_ensemble import add_ensemble
-from recipes.scienceqa_problems import load_table
-from recipes.scienceqa_score import add_score
+from recipes.measuring.scienceqa_answer import add_answer
+from recipes.measuring.scienceqa_ensemble import add_ensemble
+from recipes.measuring.scienceqa_problems import load_table
+from recipes.measuring.scienceqa_score import add_score
 
 
 def convert_rows(args: argparse.Namespace) -> Counts:

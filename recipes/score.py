@@ -17,10 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data_generation.batch_files import write_lines
-from recipes import mmbench
-from recipes.metrics import choice, intervals, open_answers, yes_no
-from recipes.metrics.intervals import Estimate
-from recipes.score_files import (
+from recipes.measuring import mmbench
+from recipes.measuring.metrics import choice, intervals, open_answers, yes_no
+from recipes.measuring.metrics.intervals import Estimate
+from recipes.measuring.score_files import (
     SHOWN,
     Answer,
     Question,

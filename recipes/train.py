@@ -30,7 +30,9 @@ from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.final_norm import expose_final_norm
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator, TreeCollator
-from recipes.checkpoints import (
+from recipes.building.parts import load_llava, load_processor
+from recipes.publishing.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
+from recipes.training.checkpoints import (
     FINISHED,
     RUN,
     check_same_run,
@@ -41,15 +43,13 @@ from recipes.checkpoints import (
     wait_for_all,
     write_atomically,
 )
-from recipes.feature_cache import cache_features, format_facts
-from recipes.parts import load_llava, load_processor
-from recipes.projector import replace_projector
-from recipes.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
-from recipes.run_folder import alone_in, told_when_full
-from recipes.samples import SamplesPage
-from recipes.throughput import Meter
-from recipes.train_config import TrainConfig
-from recipes.train_rows import (
+from recipes.training.feature_cache import cache_features, format_facts
+from recipes.training.projector import replace_projector
+from recipes.training.run_folder import alone_in, told_when_full
+from recipes.training.samples import SamplesPage
+from recipes.training.throughput import Meter
+from recipes.training.train_config import TrainConfig
+from recipes.training.train_rows import (
     CollateNumbered,
     Encoded,
     Streamed,
@@ -60,7 +60,7 @@ from recipes.train_rows import (
     stream_rows,
     usable_rows,
 )
-from recipes.trainable import (
+from recipes.training.trainable import (
     choose_trainable,
     format_table,
     freeze_identity,
@@ -68,8 +68,8 @@ from recipes.trainable import (
     lora_config,
     trainable_table,
 )
-from recipes.trainer import LlavaTrainer
-from recipes.trainer_callbacks import EpochEnds
+from recipes.training.trainer import LlavaTrainer
+from recipes.training.trainer_callbacks import EpochEnds
 
 
 ATTENTION_OF_LAYOUT = {"segments": "tree_segments", "varlen": "tree_varlen", "flex": "flex_attention", "mask": "sdpa"}

@@ -11,6 +11,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that a test starts, and processes, do not go by `torch.set_num_threads` below.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 SERVE = """
-import contextlib, io, json, os, sys, time, traceback
+import contextlib, faulthandler, io, json, os, sys, time, traceback
 BLOCKED = json.loads(sys.argv[1])
 for name in BLOCKED:
     sys.modules[name] = None
@@ -27,6 +27,7 @@ for line in sys.stdin:
     os.environ |= asked["environment"]
     os.chdir(asked["cwd"])
     out, err, code = io.StringIO(), io.StringIO(), 0
+    faulthandler.dump_traceback_later(400, exit=True, file=sys.__stderr__)  # one that hangs says where
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             if "command" in asked:
@@ -39,6 +40,7 @@ for line in sys.stdin:
         except BaseException:
             traceback.print_exc()
             code = 70
+    faulthandler.cancel_dump_traceback_later()
     answers.write(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}) + "\\n")
     answers.flush()
 """

@@ -19,13 +19,14 @@ from transformers import GenerationConfig
 from benchmarks import shapes
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes import answer_local, answering, cli
+from recipes import cli
 from recipes.answer import parser
-from recipes.answer_journal import Part
-from recipes.answer_local import load
-from recipes.generation_flags import NOT_OFFERED, chosen_generation, field_names, given_fields
+from recipes.measuring import answer_local, answering
+from recipes.measuring.answer_journal import Part
+from recipes.measuring.answer_local import load
+from recipes.measuring.generation_flags import NOT_OFFERED, chosen_generation, field_names, given_fields
+from recipes.measuring.questions import read_data, read_questions
 from recipes.merge import merge
-from recipes.questions import read_data, read_questions
 from tests import launching, tiny, tiny_text
 from tests.openai_server import FakeServer
 from tests.teaching import says
@@ -213,7 +214,8 @@ def test_an_adapter_answers_as_the_merged_checkpoint(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from recipes import answer_local, cli
+from recipes.measuring import answer_local
+from recipes import cli
 ask, calls = answer_local.answer_batch, []
 def watched(*args, **options):
     calls.append(1)

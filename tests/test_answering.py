@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from benchmarks import shapes
 from modeling_llava import LlavaForConditionalGeneration
-from recipes.answering import Features, answer, answer_batch, can_share, pad
+from recipes.measuring.answering import Features, answer, answer_batch, can_share, pad
 from tests import tiny_text
 
 
@@ -68,7 +68,7 @@ def test_each_picture_is_seen_once(asked, monkeypatch):
 
 def test_features_are_given_up_when_there_are_too_many(asked, monkeypatch):
     model, processor, _, pictures = asked
-    monkeypatch.setattr("recipes.answering.KEPT", 1)
+    monkeypatch.setattr("recipes.measuring.answering.KEPT", 1)
     features = Features(model, processor)
     one, other = pictures[2]
     expected = features.of([one, other])

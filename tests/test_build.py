@@ -24,7 +24,7 @@ from transformers import LlavaForConditionalGeneration as Stock
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import build
-from recipes.parts import load_language_model
+from recipes.building.parts import load_language_model
 from tests import tiny_text
 from tests.tiny import IMAGE_SIZE, NUM_PATCHES, vision_config
 

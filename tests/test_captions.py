@@ -18,7 +18,7 @@ from data_generation.phrases import make_extractor
 from data_generation.prompting import load_questions
 from data_generation.rows import read_rows
 from recipes import captions
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests.conversations import png
 
 

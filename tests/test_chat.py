@@ -17,9 +17,10 @@ from PIL import Image
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes import cli, talking
-from recipes.talking import Conversation, Said, before, device_of, load_talker, picture_of, steady
-from recipes.train_data import load_rows
+from recipes import cli
+from recipes.talking import talker as talking
+from recipes.talking.talker import Conversation, Said, before, device_of, load_talker, picture_of, steady
+from recipes.training.train_data import load_rows
 from tests import tiny, tiny_text
 from tests.test_readme import page_problems
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from recipes import cli
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests import tiny_text
 from tests.test_readme import fences
 

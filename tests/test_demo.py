@@ -25,8 +25,8 @@ import pytest
 from PIL import Image
 
 from recipes import cli, demo
-from recipes.demo_talks import EXAMPLES, Talks, scene
-from recipes.talking import Conversation, Said, Talker, load_talker, picture_of
+from recipes.talking.demo_talks import EXAMPLES, Talks, scene
+from recipes.talking.talker import Conversation, Said, Talker, load_talker, picture_of
 from tests import tiny, tiny_text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import checkpoints
+from recipes.training import checkpoints
 from tests import launching, training
 
 
@@ -24,7 +24,8 @@ STREAM = {"streaming": True, "stream_buffer": 2, "max_steps": 8, "dataloader_num
 # Writes down which conversations each process trains on; at leisure, so that a kill meets a step.
 WATCHED = """
 import os, signal, sys, time
-from recipes import train, trainer
+from recipes import train
+from recipes.training import trainer
 step = trainer.LlavaTrainer.training_step
 def watched(self, model, inputs, *args, **kwargs):
     with open(f"{self.args.output_dir}-{self.args.process_index}.txt", "a") as file:

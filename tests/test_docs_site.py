@@ -19,7 +19,7 @@ import yaml
 from trl import ModelConfig
 
 from docs import reference, trees
-from recipes.train_config import TrainConfig
+from recipes.training.train_config import TrainConfig
 from tests import training
 from tests.test_readme import ROOT, command_problems, fences
 

@@ -10,7 +10,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from recipes import train as recipe
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests import training
 
 

@@ -13,8 +13,8 @@ from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.modeling_llava import LlavaModel
 from processing import ImageError, LlavaProcessor
 from processing.features import FeatureFiles, picture_key, write_features
-from recipes import feature_cache
-from recipes.feature_cache import tower_hash
+from recipes.training import feature_cache
+from recipes.training.feature_cache import tower_hash
 from tests import training
 
 

@@ -18,7 +18,8 @@ import os, signal
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
-from recipes import train, trainer
+from recipes import train
+from recipes.training import trainer
 
 make = AcceleratorState.__init__
 def make_as_on_gpu(self, *args, fsdp_plugin=None, **kwargs):

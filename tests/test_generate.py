@@ -12,7 +12,7 @@ from datasets import load_dataset
 
 from recipes import generate
 from recipes.cli import main as llava
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests import training
 from tests.teaching import TeacherServer, draw_coco, says
 

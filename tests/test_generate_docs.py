@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Image, List, Value
 
 from recipes.cli import main as llava
 from recipes.generate import parser
-from recipes.generate_flags import check_flags
-from recipes.train_data import load_rows
+from recipes.generating.generate_flags import check_flags
+from recipes.training.train_data import load_rows
 from tests.teaching import TeacherServer, draw_coco, write
 from tests.test_readme import fences, page_problems
 

@@ -20,9 +20,9 @@ from data_generation.ledger import Ledger, LedgerInUse
 from data_generation.ledger_copy import copy_ledger
 from data_generation.limits import Pace
 from data_generation.teacher import Teacher
-from recipes import generate_run
 from recipes.cli import main as llava
-from recipes.generate_run import is_same_model
+from recipes.generating import generate_run
+from recipes.generating.generate_run import is_same_model
 from tests.asking import KEY, ask, question, questions
 from tests.openai_server import FakeServer
 from tests.teaching import TeacherServer, draw_coco, write

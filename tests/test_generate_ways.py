@@ -8,8 +8,8 @@ from datasets import Dataset, Features, Image, List, Value
 
 from data_generation.ledger import Ledger
 from recipes import generate
-from recipes.generate_flags import caps_of, pace_of
-from recipes.train_data import load_rows
+from recipes.generating.generate_flags import caps_of, pace_of
+from recipes.training.train_data import load_rows
 from tests.teaching import TeacherServer, draw_coco, says, write
 from tests.test_generate import asked, rows_of, run
 

@@ -12,7 +12,7 @@ from data_generation.rejections import Counts
 from data_generation.rows import messages_of, read_rows, replacing, row_features, write_rows
 from processing.conversation import check_conversation
 from recipes import data
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests.conversations import png
 
 

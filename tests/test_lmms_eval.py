@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.lmms_task.one_bos import copy_with_one_bos
 from data_generation.rows import row_features, write_rows
-from recipes.answering import answer
+from recipes.measuring.answering import answer
 from tests import tiny, tiny_text
 
 

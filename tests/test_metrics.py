@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.metrics.choice import circular, letter, rotated, unrotated
-from recipes.metrics.intervals import Estimate, mean, share
-from recipes.metrics.open_answers import gqa_form, normalize, same, soft
-from recipes.metrics.yes_no import outcomes, pope, pope_mean, yes_or_no
-from recipes.score_files import textvqa_question
+from recipes.measuring.metrics.choice import circular, letter, rotated, unrotated
+from recipes.measuring.metrics.intervals import Estimate, mean, share
+from recipes.measuring.metrics.open_answers import gqa_form, normalize, same, soft
+from recipes.measuring.metrics.yes_no import outcomes, pope, pope_mean, yes_or_no
+from recipes.measuring.score_files import textvqa_question
 
 
 OPTIONS = {"A": "a red cup", "B": "two spoons", "C": "nothing", "D": "Nothing."}

@@ -9,14 +9,14 @@ from PIL import Image
 
 from data_generation.card import YOURS
 from data_generation.rows import messages_of, row_features, write_rows
-from recipes.card_example import Example, from_page
-from recipes.loss_plot import HEIGHT, WIDTH, draw_losses
-from recipes.model_card import model_card
-from recipes.model_history import bases, history, records
-from recipes.model_scores import Score, read_scores
-from recipes.old_card import TO_FILL, header_of, joined
-from recipes.push_data import data_card, data_files
-from recipes.samples import article
+from recipes.publishing.card_example import Example, from_page
+from recipes.publishing.loss_plot import HEIGHT, WIDTH, draw_losses
+from recipes.publishing.model_card import model_card
+from recipes.publishing.model_history import bases, history, records
+from recipes.publishing.model_scores import Score, read_scores
+from recipes.publishing.old_card import TO_FILL, header_of, joined
+from recipes.publishing.push_data import data_card, data_files
+from recipes.training.samples import article
 
 
 CONFIG = {

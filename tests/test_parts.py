@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import data, reproduce
-from recipes.answer_local import load
+from recipes.building.parts import load_llava, load_processor
+from recipes.measuring.answer_local import load
 from recipes.merge import merge
-from recipes.parts import load_llava, load_processor
 from recipes.quickstart import TINY, Quickstart
 from tests import tiny_text
 

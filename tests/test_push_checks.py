@@ -14,13 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
-from recipes import local_paths
-from recipes.old_card import header_of
+from recipes.publishing import local_paths
+from recipes.publishing.old_card import header_of
+from recipes.publishing.push_checks import check_loads
+from recipes.publishing.push_data import data_card, data_files
+from recipes.publishing.push_files import Upload, model_files
+from recipes.publishing.push_secrets import SECRETS, check_contents, own_secrets
 from recipes.push import main
-from recipes.push_checks import check_loads
-from recipes.push_data import data_card, data_files
-from recipes.push_files import Upload, model_files
-from recipes.push_secrets import SECRETS, check_contents, own_secrets
 from tests import tiny_text
 
 

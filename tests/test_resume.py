@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes import checkpoints
-from recipes.train_data import load_rows
-from recipes.trainer import LlavaTrainer, StopOnSignal
+from recipes.training import checkpoints
+from recipes.training.train_data import load_rows
+from recipes.training.trainer import LlavaTrainer, StopOnSignal
 from tests import training
 
 
@@ -33,7 +33,8 @@ MODES = {
 SCRIPT = """
 import sys, time, torch
 torch.set_num_threads(1)
-from recipes import train, trainer
+from recipes import train
+from recipes.training import trainer
 step = trainer.LlavaTrainer.training_step
 def slow(*args, **kwargs):
     time.sleep({pause})
@@ -212,8 +213,8 @@ def test_old_checkpoints_go_once_the_new_one_is_whole(workplace, monkeypatch):
         delete(*args)
         seen.append(("deleted", complete()))
 
-    monkeypatch.setattr("recipes.trainer.mark_complete", spy_mark)
-    monkeypatch.setattr("recipes.trainer.delete_old_checkpoints", spy_delete)
+    monkeypatch.setattr("recipes.training.trainer.mark_complete", spy_mark)
+    monkeypatch.setattr("recipes.training.trainer.delete_old_checkpoints", spy_delete)
     Path("out/checkpoint-7").mkdir(parents=True)  # half of one
     training.run(workplace, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
     one, two, three = ("checkpoint-1", "checkpoint-2", "checkpoint-3")

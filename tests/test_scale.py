@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes import generate, scale
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests.teaching import TeacherServer, draw_coco
 
 

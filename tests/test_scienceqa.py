@@ -10,7 +10,7 @@ from data_generation.rejections import Counts
 from data_generation.rows import read_rows
 from data_generation.scienceqa import INPUTS, OUTPUTS, Problem, read_problems, write_turn
 from recipes import scienceqa
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests.conversations import png
 from tests.test_sources import jpeg
 

@@ -10,9 +10,9 @@ import torch
 from data_generation.rows import messages_of
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes import scienceqa_answer
 from recipes.cli import main as llava
-from recipes.scienceqa_answer import Journal, Unfinished, begin, join, reasons_of
+from recipes.measuring import scienceqa_answer
+from recipes.measuring.scienceqa_answer import Journal, Unfinished, begin, join, reasons_of
 from tests import tiny_text
 from tests.conversations import png
 from tests.openai_server import FakeServer

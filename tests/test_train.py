@@ -14,7 +14,7 @@ from processing import LlavaProcessor
 from processing.collator import PaddedCollator
 from recipes import data, merge
 from recipes import train as training
-from recipes.train_data import load_rows, load_stream
+from recipes.training.train_data import load_rows, load_stream
 from tests import tiny_text
 
 

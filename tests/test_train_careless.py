@@ -18,10 +18,10 @@ from processing.images import ImageError
 from processing.rows import encode_rows, reason_of
 from recipes import cli
 from recipes import train as recipe
-from recipes.checkpoints import complete_checkpoints
-from recipes.run_folder import LOCK, alone_in
-from recipes.train_data import load_mixture, load_rows
-from recipes.trainer import LlavaTrainer
+from recipes.training.checkpoints import complete_checkpoints
+from recipes.training.run_folder import LOCK, alone_in
+from recipes.training.train_data import load_mixture, load_rows
+from recipes.training.trainer import LlavaTrainer
 from tests import tiny_text, training
 from tests.conversations import assistant, sample, user
 
@@ -94,7 +94,7 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path, changes, words):
 
 
 def test_the_package_of_a_report_has_to_be_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("recipes.train_checks.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("recipes.training.train_checks.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match="`report_to` is `wandb`, which is not installed. `pip install wandb`"):
         parse(tmp_path, report_to="wandb")
 
@@ -207,7 +207,7 @@ def test_epochs_of_a_plan_end_where_they_end(workplace, monkeypatch):
 
 def test_a_second_run_in_the_folder_is_refused(workplace):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom recipes.run_folder import alone_in\n"
+        "import sys\nfrom pathlib import Path\nfrom recipes.training.run_folder import alone_in\n"
         "with alone_in(Path('out'), True):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

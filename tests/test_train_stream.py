@@ -10,8 +10,8 @@ import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
 
-from recipes.train_data import load_rows, load_stream, load_streams
-from recipes.trainer import LlavaTrainer
+from recipes.training.train_data import load_rows, load_stream, load_streams
+from recipes.training.trainer import LlavaTrainer
 from tests import training
 
 

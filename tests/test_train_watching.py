@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from processing import LlavaProcessor
-from recipes import samples
-from recipes.throughput import Counts, Meter, count_padded, count_trees
-from recipes.train_data import load_rows
+from recipes.training import samples
+from recipes.training.throughput import Counts, Meter, count_padded, count_trees
+from recipes.training.train_data import load_rows
 from tests import tiny_text, training
 from tests.test_collator import ALONE, SHARED, collate
 

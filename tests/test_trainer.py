@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes import train as recipe
-from recipes.trainable import PARTS
-from recipes.trainer import LlavaTrainer
+from recipes.training.trainable import PARTS
+from recipes.training.trainer import LlavaTrainer
 from tests import training
 
 

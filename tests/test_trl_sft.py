@@ -11,7 +11,7 @@ import torch
 from datasets import Image, List, load_dataset
 from safetensors.torch import load_file
 
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests import training
 
 

@@ -14,7 +14,7 @@ import pytest
 from data_generation.microworld.draw import boxes, draw
 from data_generation.microworld.scene import scenes
 from data_generation.microworld.source import captions_of
-from recipes.train_data import load_rows
+from recipes.training.train_data import load_rows
 from tests.hub_server import HubServer
 from tests.test_readme import fences
 from tests.test_stock import BLOCK

@@ -24,8 +24,8 @@ from data_generation.microworld.teacher.writing import conversation
 from data_generation.microworld.wordings import KINDS
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes.answering import Chat, answer
-from recipes.checkpoints import write_atomically
+from recipes.measuring.answering import Chat, answer
+from recipes.training.checkpoints import write_atomically
 
 
 TURNS = 3

@@ -9,10 +9,10 @@ from typing import Any
 
 from data_generation.microworld.draw import draw
 from data_generation.microworld.scene import scene_of
-from recipes.checkpoints import FINISHED, write_atomically
 from recipes.micro import exam
 from recipes.micro.results import cells
-from recipes.samples import STYLE, chart
+from recipes.training.checkpoints import FINISHED, write_atomically
+from recipes.training.samples import STYLE, chart
 
 
 SIDE = 420  # pixels; the model saw 64

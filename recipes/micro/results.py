@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recipes.checkpoints import FINISHED, write_atomically
 from recipes.micro import exam
+from recipes.training.checkpoints import FINISHED, write_atomically
 
 
 def write_results(folder: Path, path: Path) -> dict[str, Any]:

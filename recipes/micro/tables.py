@@ -23,9 +23,9 @@ from data_generation.microworld.questions import Question, ask
 from data_generation.microworld.scene import scene_of, scenes
 from data_generation.microworld.source import annotated
 from data_generation.microworld.wordings import LOOK_UPS, REASONING
-from recipes.checkpoints import FINISHED, write_atomically
 from recipes.micro import exam
 from recipes.quickstart import MICRO, PROCESSES, Quickstart, Size, build, llava, teacher, training
+from recipes.training.checkpoints import FINISHED, write_atomically
 
 
 KINDS = {"conversation": LOOK_UPS, "detail": ("detail",), "reasoning": REASONING}  # of data -> of its questions

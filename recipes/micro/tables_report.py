@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from data_generation.microworld.wordings import KINDS
-from recipes.checkpoints import write_atomically
 from recipes.micro import exam
 from recipes.micro.page import STYLE_HERE, marked, picture
 from recipes.micro.tables import DONE, JUDGED, Tables, slug
-from recipes.samples import STYLE
+from recipes.training.checkpoints import write_atomically
+from recipes.training.samples import STYLE
 
 
 # Of the paper: relative scores on 30 COCO pictures (all, conversation, detail, reasoning), and ScienceQA accuracy.

@@ -1,0 +1,1 @@
+"""One conversation with a model, at a terminal or in a browser."""
