@@ -277,7 +277,7 @@ def test_another_run_does_not_go_into_the_same_file(tmp_path, folder, capsys):
     for text in ("", "what is it", '{"question_id": 1, "text": "x"}\n', "[1]"):
         (tmp_path / "a").write_text(text)
         assert answer(*FILE, *MODEL, *out) == 1
-        assert "`llava answer` has not written it" in capsys.readouterr().err
+        assert "is no file of answers of ours" in capsys.readouterr().err
         assert (tmp_path / "a").read_text() == text
 
 

@@ -1,7 +1,10 @@
 """Answers of a checkpoint to ScienceQA: batches, two passes, going on after a stop, and the commands of the page."""
 
 import json
+import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes.cli import main as llava
 from recipes.measuring import scienceqa_answer
-from recipes.measuring.scienceqa_answer import Journal, Unfinished, begin, join, reasons_of
+from recipes.measuring.scienceqa_answer import Unfinished, join, reasons_of, unfinished
 from tests import tiny_text
 from tests.conversations import png
 from tests.openai_server import FakeServer
@@ -78,12 +81,14 @@ def test_answers_are_those_of_one_at_a_time(folder, tmp_path, capsys):
         chat = messages_of([(line["prompt"].removeprefix("<image>\n"), "")], len(pictures))[:1]
         first = generate(folder, chat, pictures, 6)
         second = generate(folder, chat, pictures, 64, f"{reasons_of(first)}\n###\nANSWER:")
-        assert line["metadata"] == {"format": "QCM", "passes": [first, second]}
+        assert (line["metadata"]["format"], line["metadata"]["passes"]) == ("QCM", [first, second])
         assert line["text"] == join(reasons_of(first), second)
     assert len({line["text"] for line in found}) > 3
     assert not (tmp_path / "a.jsonl.journal").exists()
+    assert llava(flags(folder, tmp_path / "a.jsonl", "--passes", "2")) == 0
+    assert "its 12 answers are there already" in capsys.readouterr().out
     assert llava(flags(folder, tmp_path / "a.jsonl")) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "has answers of another run: num_passes was 2 and is 1" in capsys.readouterr().err
 
     assert llava(flags(folder, tmp_path / "b.jsonl", "--letter-only", "--format", "CQM")) == 0
     one = lines(tmp_path / "b.jsonl")[0]
@@ -97,9 +102,9 @@ def test_a_stopped_run_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert llava(flags(folder, tmp_path / "whole.jsonl")) == 0
     answer, asked = scienceqa_answer.answered, []
 
-    def two_chunks(args, problems, questions):
-        for number, done in enumerate(answer(args, problems, questions)):
-            asked.extend(line["question_id"] for line in done)
+    def two_chunks(*given):
+        for number, done in enumerate(answer(*given)):
+            asked.extend(entry["number"] for entry in done)
             yield done
             if number == 1:
                 raise OSError("no power")
@@ -108,19 +113,18 @@ def test_a_stopped_run_goes_on(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a.jsonl"
     assert llava(flags(folder, out)) == 1
     assert not out.exists() and len(asked) == 10
-    journal = tmp_path / "a.jsonl.journal"
-    journal.write_bytes(journal.read_bytes()[:-7])  # as a kill leaves it
+    (part,) = (tmp_path / "a.jsonl.journal").glob("part-*")
+    part.write_bytes(part.read_bytes()[:-7])  # as a kill leaves it
     capsys.readouterr()
     assert llava(flags(folder, out, "--format", "CQM")) == 1
-    assert "holds answers of another run: questions differ" in capsys.readouterr().err
+    assert "has answers of another run: format was 'QCM' and is 'CQM'; questions was" in capsys.readouterr().err
     assert llava(flags(folder, out)) == 0
     assert "9 of 12 are answered already" in capsys.readouterr().out
     assert len(asked) == 13 and len(set(asked)) == 12
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    journal.write_text("[]\n")
-    out.unlink()
+    out.write_text("[]\n")
     assert llava(flags(folder, out)) == 1
-    assert "is no journal of answers" in capsys.readouterr().err
+    assert "is no file of answers of ours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind, template", [("llama", "vicuna_v1"), ("llama", "llava_v0"), ("qwen", "chatml")])
@@ -128,7 +132,7 @@ def test_an_answer_can_be_left_unfinished(kind, template):
     processor = tiny_text.processor(kind, template)
     chat = messages_of([("Which?", "")], 1)[:1]
     prompt = processor.encode_text(chat).input_ids
-    ids = Unfinished(processor).encode_text([*chat, begin("It is so.")]).input_ids
+    ids = Unfinished(processor).encode_text([*chat, unfinished("It is so.")]).input_ids
     assert ids[: len(prompt)] == prompt
     assert processor.tokenizer.decode(ids[len(prompt) :]).strip() == "It is so.\n###\nANSWER:"
 
@@ -176,11 +180,12 @@ def test_every_command_of_the_page_runs(folder, tmp_path, monkeypatch, capsys):
             assert llava(words) == 0, (words, capsys.readouterr().err)
 
 
-def test_a_second_run_into_the_same_file_is_refused(tmp_path):
+def test_a_second_run_into_the_same_file_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "a.jsonl"
-    first = Journal(out, {"run": 1})
-    first.add([{"question_id": "1"}])
-    with pytest.raises(ValueError, match="Another run writes into `.*a.jsonl.journal`. Wait until it has ended"):
-        Journal(out, {"run": 1})
-    first.close()
-    assert list(Journal(out, {"run": 1}).lines) == ["1"]
+    holder = "from pathlib import Path; from recipes.measuring.answer_journal import alone_at\n"
+    holder += f"with alone_at(Path({str(out)!r}), True): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert llava(flags(folder, out)) == 1
+        other.communicate(b"\n", timeout=60)
+    assert re.search(r"Another run writes into `.*a.jsonl.journal`", capsys.readouterr().err)

@@ -1,5 +1,6 @@
-"""What `llava answer` leaves: one file of answers in the order of the questions, and until it is whole a folder
-`FILE.journal` beside it, with `run.json`, which says what is asked of whom, and what was answered so far.
+"""What `llava answer` and `llava scienceqa answer` leave: one file of answers in the order of the questions, and until
+it is whole a folder `FILE.journal` beside it, with `run.json`, which says what is asked of whom, and what was answered
+so far.
 
 A file or folder of other questions, another model or other settings is refused, so that no file mixes two.
 """
@@ -17,7 +18,7 @@ from recipes.training.run_folder import alone_in, told_when_full
 
 
 RUN, LEDGER = "run.json", "ledger.sqlite"
-OF_ONE_ANSWER = ("version", "images", "finish_reason")
+OF_ONE_ANSWER = ("version", "images", "finish_reason", "passes")
 
 
 def journal_of(out: Path) -> Path:
@@ -54,7 +55,7 @@ def is_finished(out: Path, run: dict[str, Any]) -> bool:
             compare({name: value for name, value in facts.items() if name not in OF_ONE_ANSWER}, run, out)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(
-            f"`{out}` is there, and `llava answer` has not written it. Give another --out, or move it away."
+            f"`{out}` is there, and is no file of answers of ours. Give another --out, or move it away."
         ) from error
     return True
 
