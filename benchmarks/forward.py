@@ -12,16 +12,12 @@ and attention, counted by torch) does not. Memory is the peak above the loaded m
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import transformers
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel, Qwen2Config
@@ -29,6 +25,7 @@ from transformers import LlavaConfig as StockConfig
 from transformers import LlavaForConditionalGeneration as StockLlava
 
 from modeling_llava import LlavaConfig, LlavaForConditionalGeneration
+from recipes.circumstances import commit, hardware, now, versions
 
 
 IMAGE_TOKEN_ID = 3
@@ -276,29 +273,14 @@ def table(rows: list[dict]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def cpu_name() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
-
-
 def circumstances(arguments: argparse.Namespace) -> dict:
-    """What a number means nothing without."""
-    root = Path(__file__).parent.parent
-    questions = (["rev-parse", "HEAD"], ["status", "--porcelain"])
-    git = [subprocess.run(["git", *words], cwd=root, capture_output=True, text=True) for words in questions]
-    hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name()
+    at = commit() or ""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git[0].stdout.strip() if git[0].returncode == 0 else None,
-        "uncommitted_changes": bool(git[1].stdout.strip()),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "hardware": hardware,
+        "date": now(),
+        "commit": at.removesuffix("-dirty") or None,
+        "uncommitted_changes": at.endswith("-dirty"),
+        "versions": versions(["torch", "transformers"]),
+        "hardware": hardware(arguments.device),
         "threads": torch.get_num_threads(),
         "arguments": vars(arguments) | {"out": str(arguments.out) if arguments.out else None},
     }

@@ -7,14 +7,13 @@ import argparse
 import os
 import platform
 import re
-import subprocess
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 from huggingface_hub import get_token
 
+from recipes.circumstances import PACKAGE, commit
 
-PACKAGE = "visual-instruction-tuning"
+
 # What decides where things are found and what they run on. Values, unlike those of keys, may be shown.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -47,15 +46,6 @@ def packages() -> list[str]:
     return sorted(set(lines), key=str.lower)
 
 
-def commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
-
-
 def devices() -> list[str]:
     import torch
 
@@ -85,7 +75,8 @@ def settings() -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser().parse_args(argv)
-    print(f"{PACKAGE} {version(PACKAGE)}{commit()}")
+    at = commit(7)
+    print(f"{PACKAGE} {version(PACKAGE)}{f', commit {at}' if at else ''}")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     for lines in (devices(), packages(), settings()):
         print("\n" + "\n".join(lines))

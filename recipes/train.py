@@ -10,13 +10,9 @@ goes on from its last complete checkpoint.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ from modeling_llava.final_norm import expose_final_norm
 from processing import LlavaProcessor
 from processing.collator import PaddedCollator, TreeCollator
 from recipes.building.parts import load_llava, load_processor
+from recipes.circumstances import PACKAGE, commit, hardware, now, versions
 from recipes.publishing.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
 from recipes.training.checkpoints import (
     FINISHED,
@@ -237,17 +234,13 @@ def make_trainer(
 
 
 def circumstances(config: TrainConfig) -> dict[str, Any]:
-    """On what, with which versions, a run was made."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
-    names = ("visual-instruction-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-    on_gpu = config.device.type == "cuda"
+    names = (PACKAGE, "torch", "transformers", "trl", "peft", "accelerate", "datasets")
     return {
-        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
-        "commit": git.stdout.decode().strip() or None,  # none where the package is installed without its repository
-        "hardware": torch.cuda.get_device_name(config.device) if on_gpu else f"{platform.machine()} CPU",
+        "versions": versions(names),
+        "commit": commit(),
+        "hardware": hardware(config.device),
         "processes": config.world_size,
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": now(),
     }
 
 

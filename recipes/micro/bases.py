@@ -11,14 +11,13 @@ the exit code says so.
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from recipes.circumstances import PACKAGE, commit, hardware, now
 
 
 # Half -> its folder, and the steps that it takes.
@@ -26,7 +25,6 @@ HALVES = {"tower": "vision", "language": "language"}
 STEPS = {"tower": 2000, "language": 6600}
 MADE, CARD = "made.json", "README.md"
 MEASURED = 1000  # questions of each kind
-ROOT = Path(__file__).parent.parent.parent
 
 
 def make_tower(folder: Path, steps: int, seed: int) -> dict[str, Any]:
@@ -104,21 +102,10 @@ def make(half: str, out: Path, steps: int, seed: int) -> dict[str, Any]:
 def circumstances() -> dict[str, str]:
     import torch
 
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    commit = f"version {version('visual-instruction-tuning')}"
-    if (ROOT / ".git").exists():  # not an installed package, whose folder may be inside of someone else's repository
-        questions = (
-            ["rev-parse", "--short=12", "HEAD"],
-            ["status", "--porcelain", "data_generation", "recipes"],
-        )
-        head, changes = (subprocess.check_output(["git", *words], cwd=ROOT, text=True).strip() for words in questions)
-        commit = f"{head} and changes" if changes else head
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "hardware": f"{names[0] if names else platform.machine()}, threads: {torch.get_num_threads()}",
+        "date": now()[:10],
+        "commit": commit(12) or f"version {version(PACKAGE)}",
+        "hardware": f"{hardware('cpu')}, threads: {torch.get_num_threads()}",
         "versions": f"torch {torch.__version__}, transformers {version('transformers')}",
     }
 
