@@ -19,6 +19,7 @@ from tests.test_collator import ALONE, SHARED, collate
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(samples, "MAX_NEW_TOKENS", 12)  # an untrained model ends none of its answers
     training.write_data(tmp_path / "data.jsonl", trees=6)
     training.write_data(tmp_path / "held-out.jsonl", trees=3, text_only=2, seed=5)
     training.write_start(tmp_path / "start")
