@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,9 +71,26 @@ def same_form(shown: dict, file: dict) -> bool:
     return isinstance(shown, str) == isinstance(file, str)
 
 
+def visited(command: list[str], environment: dict[str, str], folder: Path) -> str:
+    """The page, as a browser would get it; where gradio is missing, what is said then."""
+    demo = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    try:
+        if find_spec("gradio") is None:
+            return demo.communicate(timeout=300)[1]
+        address = demo.stdout.readline().split()[0]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(address, timeout=60) as page:
+            return page.read().decode()
+    finally:
+        demo.terminate()
+        demo.communicate()
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """The folder after the last block, what each block said, and the Hub that nothing was sent to."""
+    """The folder after the last block, what each block said, and the Hub."""
     folder = tmp_path_factory.mktemp("walk")
     draw_photos(folder)
     said = []
@@ -79,7 +98,12 @@ def walked(tmp_path_factory):
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OPENAI_BASE_URL")}
         environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
-        environment |= {"HF_TOKEN": "writer", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment |= {
+            "HF_DATASETS_OFFLINE": "0",
+            "HF_TOKEN": "writer",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         teacher, address = None, ADDRESS
         try:
             for language, text in fences(PAGE):
@@ -90,6 +114,8 @@ def walked(tmp_path_factory):
                     command = text.replace("8010", "0").split()
                     teacher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=folder)
                     address = next(word for word in teacher.stdout.readline().split() if word.startswith("http"))
+                elif text.startswith("llava demo"):
+                    said.append((text, visited(text.split(), environment, folder)))
                 elif language in ("bash", "python"):
                     is_last = "from transformers" in text  # where this project is not installed
                     code = ["bash", "-e", "-c", text] if language == "bash" else [sys.executable, "-c"]
@@ -129,16 +155,29 @@ def test_every_step_leaves_what_the_next_one_takes(walked):
     assert (folder / "runs/judge/report.html").is_file() and (folder / "data/instruct/report.html").is_file()
 
 
-def test_a_push_that_is_tried_shows_the_card_and_sends_nothing(walked):
-    _, said, hub = walked
-    (pushed,) = [out for text, out in said if "llava push model" in text]
-    assert "model.safetensors" in pushed and "relative score" in pushed.lower()
-    assert not hub.repos
+def test_what_is_tried_is_what_is_sent(walked):
+    folder, said, hub = walked
+    tried, sent = [out for text, out in said if "llava push model" in text]
+    assert "model.safetensors" in tried and "relative score" in tried.lower() and "nothing has been sent" in tried
+    model, rows = hub.repos["model", "ada/llava-mine"], hub.repos["dataset", "ada/instruct"]
+    assert len(model.commits) == len(rows.commits) == 1
+    assert model.files["model.safetensors"] == (folder / "checkpoints/stage2/model.safetensors").read_bytes()
+    assert "Relative score" in model.files["README.md"].decode() and "README.md" in rows.files
+    assert hub.url in sent
+
+
+def test_the_demo_opens_or_says_what_is_missing(walked):
+    _, said, _ = walked
+    (shown,) = [out for text, out in said if text.startswith("llava demo")]
+    missing = 'llava demo: error: `llava demo` needs gradio, which is not installed: pip install -e ".[demo]".'
+    assert ("<gradio-app>" in shown or "gradio" in shown) if find_spec("gradio") else missing in shown
 
 
 def test_stock_transformers_answers_where_this_project_is_not(walked):
-    _, said, _ = walked
-    asked, answered = said[-1]
-    assert "from transformers" in asked and answered.strip()
+    folder, said, _ = walked
+    asked, said_there = said[-1]
+    row, answer = said_there.strip().split("\n", 1)
+    assert "from transformers" in asked and answer.strip()
     (chatted,) = [out for text, out in said if "llava chat" in text]
-    assert chatted.strip() == answered.strip()
+    assert chatted.strip() == answer.strip()
+    assert row == str(load_rows(str(folder / "data/instruct"))[0]["messages"])

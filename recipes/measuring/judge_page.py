@@ -6,14 +6,15 @@ from typing import Any
 
 from data_generation.judge_files import Question
 from data_generation.judging import Outcome, Verdict, Wanted
+from data_generation.page import document, table, tiles
 from data_generation.rejections import Counts
 from data_generation.relative_score import ALL
-from data_generation.report import STYLE, reasons, table
+from data_generation.report import reasons
 from recipes.measuring.judge_table import HEADS, between, cells, entries
 
 
 COLOURS = ("#2f6fb3", "#c4622d", "#3d8b4f", "#8a5bb5", "#b0902a", "#3a9a9a", "#b8507a", "#7a7a80")
-MORE_STYLE = """
+STYLE = """
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; }
 td.what { min-width: 6rem; } .words p.faint { margin-top: -.4rem; }
 """
@@ -34,13 +35,10 @@ class Sample:
 
 def page(results: dict[str, Any], counts: dict[str, Counts], samples: dict[str, Sample]) -> str:
     candidates = results["candidates"]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Relative scores</title><style>{STYLE}{MORE_STYLE}</style></head><body>
-<h1>Relative scores</h1>
+    body = f"""<h1>Relative scores</h1>
 <p class="faint">A judge that reads what is known of the pictures scored each answer beside the reference's, from 1 to
 10. The relative score is 100 × the mean of the candidate's scores over the mean of the reference's.</p>
-{tiles(results, counts)}
+{figures(results, counts)}
 <h2>By kind of question</h2>
 {plot(candidates)}
 {scores(candidates)}
@@ -51,12 +49,11 @@ def page(results: dict[str, Any], counts: dict[str, Counts], samples: dict[str, 
 <h2>How it was judged</h2>
 {facts(results)}
 <h2>Some judgements</h2>
-{"".join(map(article, samples.values()))}
-</body></html>
-"""
+{"".join(map(article, samples.values()))}"""
+    return document("Relative scores", body, STYLE)
 
 
-def tiles(results: dict[str, Any], counts: dict[str, Counts]) -> str:
+def figures(results: dict[str, Any], counts: dict[str, Counts]) -> str:
     spent = results["spent"]
     shown = [
         (f"{results['questions']['number']:,}", "questions"),
@@ -67,7 +64,7 @@ def tiles(results: dict[str, Any], counts: dict[str, Counts]) -> str:
     ]
     if spent["dollars"] is not None:
         shown.append((f"${spent['dollars']:,.2f}", "at most, at the prices given"))
-    return f'<div class="figures">{"".join(f"<div><b>{number}</b>{what}</div>" for number, what in shown)}</div>'
+    return tiles(shown)
 
 
 def colours(candidates: dict[str, Any]) -> dict[str, str]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from data_generation.microworld.draw import draw
 from data_generation.microworld.scene import scene_of
+from data_generation.page import document, table
 from recipes.micro import exam
 from recipes.micro.results import cells
 from recipes.training.checkpoints import FINISHED, write_atomically
-from recipes.training.samples import STYLE, chart
+from recipes.training.samples import chart
 
 
 SIDE = 420  # pixels; the model saw 64
@@ -21,20 +22,10 @@ PER_SCENE = 5
 NUM_DIALOGUES = 3
 NUM_MISTAKES = 6
 
-STYLE_HERE = """
+STYLE = """
 .right { color: #1b7f3b; } .wrong { color: #b3261e; }
 @media (prefers-color-scheme: dark) { .right { color: #6fce8d; } .wrong { color: #ff8a80; } }
-article img { width: min(19rem, 80vw); border-radius: .5rem; }
-.answers { width: 100%; table-layout: fixed; overflow-wrap: anywhere; }
-.answers td { padding: .15rem .75rem .15rem 0; } .answers td:first-child, .files td:first-child { text-align: left; }
-.answers td:first-child { color: var(--ink); }
-.scores { overflow-x: auto; } .scores td, .scores th { text-align: right; padding: .2rem .7rem; font-weight: normal;
-  font-variant-numeric: tabular-nums; }
-.scores th { color: var(--faint); vertical-align: bottom; } .scores td:first-child { text-align: left; }
-.scores tr.mean td { border-top: 1px solid var(--line); font-weight: 600; }
-pre { background: color-mix(in srgb, var(--ink) 7%, transparent); padding: .8rem 1rem; overflow-x: auto;
-  border-radius: .4rem; } .charts { display: flex; flex-wrap: wrap; gap: 1rem; } .charts figure { flex: 1 1 22rem;
-  margin: 0; }
+article img { width: min(19rem, 80vw); } .words table { table-layout: fixed; }
 """
 
 WHAT_IS_MEANT = {
@@ -65,12 +56,8 @@ def write_page(folder: Path, results: dict[str, Any], path: Path) -> None:
     curves = "".join(_curve(folder, stage, title) for stage, title in (("stage1", "Stage 1"), ("stage2", "Stage 2")))
     scores = results["scores"]
     seen, blind = scores["stage 2"]["mean"], scores["black picture"]["mean"]
-    write_atomically(
-        path,
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>quickstart</title><style>{STYLE}{STYLE_HERE}</style></head><body>
-<h1>{100 * seen:.0f} of 100 answers right</h1>
+    files = [[f"<code>{name}</code>", what] for name, what in FILES.items()]
+    body = f"""<h1>{100 * seen:.0f} of 100 answers right</h1>
 <p>{results["questions_per_kind"]} questions of each of {len(scores["stage 2"]["by_kind"])} kinds, about pictures that
 nobody trained on, answered freely and right only if every word is. With a black picture it is {100 * blind:.0f}.
 The tower and the language model came pretrained, each on its own; how the two were joined is what was trained here,
@@ -82,21 +69,18 @@ in {_minutes(results["seconds"])}.</p>
 <h2>What it gets wrong</h2>
 {_mistakes(after["stage 2"])}
 <h2>Scores</h2>
-<div class="scores">{_table(scores)}</div>
+{_table(scores)}
 <ul class="faint">{"".join(f"<li>{name}: {WHAT_IS_MEANT[name]}</li>" for name in scores)}</ul>
 <h2>Losses</h2>
 <div class="charts">{curves}</div>
 <h2>What is in this folder</h2>
-<table class="files">{"".join(f"<tr><td><code>{name}</code></td><td>{what}</td></tr>" for name, what in FILES.items())}
-</table>
+{table(["", ""], files, "")}
 <h2>In stock transformers</h2>
 <pre>{html.escape(_stock(folder, after["stage 2"][0]))}</pre>
 <h2>Next</h2>
 <pre>{html.escape(_next(folder))}</pre>
-<p class="faint">seed {results["seed"]}, {results["hardware"]}, {results["ended"]}, commit {results["commit"]}</p>
-</body></html>
-""",
-    )
+<p class="faint">seed {results["seed"]}, {results["hardware"]}, {results["ended"]}, commit {results["commit"]}</p>"""
+    write_atomically(path, document("quickstart", body, STYLE))
 
 
 def _scenes(after: dict[str, list[exam.Asked]]) -> str:
@@ -109,15 +93,9 @@ def _scenes(after: dict[str, list[exam.Asked]]) -> str:
         # Not the same kinds under every picture.
         start = number * PER_SCENE % max(len(asked), 1)
         chosen = (asked[start:] + asked[:start])[:PER_SCENE]
-        rows = "".join(
-            f"<tr><td>{html.escape(one.question)}</td><td>{marked(first[one.scene, one.question])}</td>"
-            f"<td>{marked(one)}</td></tr>"
-            for one in chosen
-        )
-        head = '<tr class="faint"><td></td><td>after stage 1</td><td>after stage 2</td></tr>'
-        articles.append(
-            f'<article>{picture(scene)}<div class="words"><table class="answers">{head}{rows}</table></div></article>'
-        )
+        rows = [[html.escape(one.question), marked(first[one.scene, one.question]), marked(one)] for one in chosen]
+        answers = table(["", "after stage 1", "after stage 2"], rows, "")
+        articles.append(f'<article>{picture(scene)}<div class="words">{answers}</div></article>')
     return "\n".join(articles)
 
 
@@ -153,16 +131,15 @@ def picture(scene: str) -> str:
     file = BytesIO()
     draw(scene_of(scene), SIDE).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<div class="pictures"><img src="data:image/png;base64,{data}" alt="{scene}"></div>'
+    return f'<div class="picture"><img src="data:image/png;base64,{data}" alt="{scene}"></div>'
 
 
 def _table(scores: dict[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in scores)
     rows = [
-        f'<tr class="{kind}"><td>{kind}</td>{"".join(f"<td>{share}</td>" for share in shares)}</tr>'
+        [f"<b>{cell}</b>" for cell in (kind, *shares)] if kind == "mean" else [kind, *shares]
         for kind, shares in cells(scores)
     ]
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    return table(["", *scores], rows, "n" * len(scores))
 
 
 def _curve(folder: Path, stage: str, title: str) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from data_generation.microworld.wordings import KINDS
+from data_generation.page import document, table
 from recipes.micro import exam
-from recipes.micro.page import STYLE_HERE, marked, picture
+from recipes.micro.page import STYLE, marked, picture
 from recipes.micro.tables import DONE, JUDGED, Tables, slug
 from recipes.training.checkpoints import write_atomically
-from recipes.training.samples import STYLE
 
 
 # Of the paper: relative scores on 30 COCO pictures (all, conversation, detail, reasoning), and ScienceQA accuracy.
@@ -49,14 +49,6 @@ FINDINGS = (
     ("full data", "smaller language model", "exact", "A larger language model is better"),
     ("full data", "answer first", "conclusions", "Reasons first and then the answer are better than the answer first"),
 )
-STYLE_TOO = """
-body { max-width: 72rem; }
-table.plain td, table.plain th { text-align: right; padding: .2rem .5rem; font-weight: normal;
-  font-variant-numeric: tabular-nums; white-space: nowrap; } table.plain th { color: var(--faint); }
-table.plain td:first-child { text-align: left; color: var(--ink); white-space: normal; min-width: 10rem; }
-table.plain th:first-child { text-align: left; }
-.scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
-"""
 
 
 @dataclass(frozen=True)
@@ -177,17 +169,12 @@ def page(
     out: Path, found: Found, sections: Sequence[Section], facts: str, rows: Sequence[str], seeds: Sequence[int]
 ) -> str:
     tables = "".join(
-        f"<h2>{title}</h2><p>{html.escape(text)}</p><div class=scroll><table class=plain>"
-        f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"
-        + "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in body)
-        + "</table></div>"
+        f"<h2>{title}</h2><p>{html.escape(text)}</p>"
+        + table(list(head), [[html.escape(cell) for cell in cells] for cells in body], "n" * (len(head) - 1))
         for title, text, head, body in sections
     )
     held = "".join(f"<li>{html.escape(finding)}</li>" for finding in findings(found))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>the paper's tables</title><style>{STYLE}{STYLE_HERE}{STYLE_TOO}</style></head><body>
-<h1>The paper's tables on the micro world</h1>
+    shown = f"""<h1>The paper's tables on the micro world</h1>
 <p>{html.escape(ABOUT).replace("`", "")} {facts}.</p>
 <h2>Relative score</h2>
 {plot(found, "judged all", lambda name: COCO[name][0] if name in COCO else None)}
@@ -196,9 +183,8 @@ def page(
 {tables}
 <h2>What holds</h2><p>{RULE}</p><ul>{held}</ul>
 <h2>Answers</h2>
-{samples(out, [name for name in SAMPLED if name in rows] or list(rows)[:3], seeds[0])}
-</body></html>
-"""
+{samples(out, [name for name in SAMPLED if name in rows] or list(rows)[:3], seeds[0])}"""
+    return document("the paper's tables", shown, f"{STYLE}body {{ max-width: 72rem; }}")
 
 
 def plot(found: Found, figure: str, paper: Callable[[str], float | None]) -> str:
@@ -249,11 +235,9 @@ def samples(out: Path, rows: Sequence[str], seed: int) -> str:
     articles = []
     for number in list(chosen)[:NUM_SAMPLES]:
         one = asked[number]
-        lines = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{marked(answers[name][number])}</td></tr>" for name in rows
-        )
+        lines = [[html.escape(name), marked(answers[name][number])] for name in rows]
         articles.append(
             f'<article>{picture(one.scene)}<div class="words"><p>{html.escape(one.question)}</p>'
-            f'<table class="answers">{lines}</table></div></article>'
+            f"{table(['', ''], lines, '')}</div></article>"
         )
     return "\n".join(articles)

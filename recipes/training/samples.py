@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from data_generation.page import document
 from processing import LlavaProcessor, open_image
 from processing.conversation import pictures_in
 from processing.rows import own_bytes, read_pictures
@@ -104,18 +105,8 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fff; --faint: #6b6b70; --line: #ddd; --blue: #2f6fb3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #eee; --paper: #17181a; --faint: #9a9aa0; --line: #333; --blue: #6ea8e0; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; }
-article { display: flex; flex-wrap: wrap; gap: 1.25rem; border-top: 1px solid var(--line); padding: 1.25rem 0; }
-.pictures { flex: 0 0 auto; max-width: 100%; } .pictures img { min-width: 7rem; max-width: 100%; display: block;
-  margin-bottom: .5rem; }
-.words { flex: 1 1 20rem; } .words p { margin: 0 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.faint { color: var(--faint); } table { border-collapse: collapse; }
-td { vertical-align: top; padding: 0 .75rem .4rem 0; }
-td:first-child { text-align: right; color: var(--faint); font-variant-numeric: tabular-nums; }
+.picture img { min-width: 7rem; margin-bottom: .5rem; }
+td:first-child { color: var(--faint); font-variant-numeric: tabular-nums; width: 3rem; }
 """
 
 
@@ -123,20 +114,16 @@ def page(samples: list[dict], evaluations: list[dict], learned: list[tuple[int, 
     """All of it in one file, pictures included."""
     last = evaluations[-1]
     held_out = [(entry["step"], entry["loss"]) for entry in evaluations]
-    title = f"{args.stage}: {html.escape(str(args.output_dir))}"
+    title = f"{args.stage}: {args.output_dir}"
     shown = "\n".join(
         article(sample, [(entry["step"], entry["answers"][i]) for entry in reversed(evaluations)])
         for i, sample in enumerate(samples)
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{title}</h1>
+    body = f"""<h1>{html.escape(title)}</h1>
 <p>Step {last["step"]}: loss on held-out conversations {last["loss"]:.4f}. Answers are greedy, the newest on top.</p>
 {chart(learned, held_out)}
-{shown}
-</body></html>
-"""
+{shown}"""
+    return document(title, body, STYLE)
 
 
 def article(sample: dict, answers: list[tuple[int, str]]) -> str:
@@ -144,7 +131,7 @@ def article(sample: dict, answers: list[tuple[int, str]]) -> str:
     asked = "\n".join(f"{message['role']}: {text_of(message)}" for message in sample["asked"])
     rows = [f"<tr><td>{step}</td><td>{html.escape(answer)}</td></tr>" for step, answer in answers]
     older = f"<details><summary>older</summary><table>{''.join(rows[NEWEST:])}</table></details>"
-    return f"""<article><div class="pictures">{pictures}</div><div class="words">
+    return f"""<article><div class="picture">{pictures}</div><div class="words">
 <p><b>{html.escape(asked)}</b></p>
 <p class="faint">{html.escape(sample["id"])}, in the data: {html.escape(sample["answer"])}</p>
 <table>{"".join(rows[:NEWEST])}</table>{older if rows[NEWEST:] else ""}</div></article>"""
