@@ -38,6 +38,8 @@ def page_problems(markdown: str, root: Path = ROOT, max_lines: int = MAX_LINES) 
     lines = len(markdown.splitlines())
     if lines > max_lines:
         problems.append(f"{lines} lines, at most {max_lines}")
+    prose = re.sub(r"^```.*?^```\s*$", "", markdown, flags=re.M | re.S)
+    problems += [f"no blank line before `{m[1]}`: is a sentence cut?" for m in re.finditer(r"[^\n]\n(#+ .*)", prose)]
     # A block of YAML that begins with a name is a file that the page has one write.
     written = [text.split()[1] for language, text in fences(markdown) if re.match(r"# \S+\.yaml\n", text)]
     for language, text in fences(markdown):
@@ -158,6 +160,7 @@ def block(language: str, text: str) -> str:
     "markdown, problem",
     [
         ("x\n" * (MAX_LINES + 1), "151 lines, at most 150"),
+        ("# A\n\nThe method is that of\n## B\n", "no blank line before `## B`"),
         (block("bash", "make coffee"), "no target `coffee`"),
         (block("bash", "llava nothing --size 1"), "no command `nothing`"),
         (block("bash", "llava fake --size 1 --sise 2"), "no argument `--sise`"),
