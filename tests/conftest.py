@@ -1,6 +1,7 @@
 """What every test stands on: no network, one thread, and deprecations that fail.
 
-Tiny models, tokenizers and pictures are in tests/tiny.py.
+Tiny models, tokenizers and pictures are in tests/tiny.py. A fixture that two files use stands in a module beside them
+and is imported as itself (`from tests.originals import base as base`): pytest finds it by its name alone.
 """
 
 import logging
