@@ -80,7 +80,7 @@ EVIDENCE = {
     "After stage 1 it says little of sense.": ["test_templates.py::test_plain_refuses_what_it_would_leave_out"],
     "Answers are slow.": [
         "test_answer.py::test_each_picture_is_seen_once",
-        "test_answer.py::test_two_processes_go_on_where_one_was_killed",
+        "test_answer_resume.py::test_two_processes_go_on_where_one_was_killed",
     ],
     "Answers differ from run to run, or with the batch.": [
         "test_answer.py::test_answers_do_not_depend_on_the_batch",
