@@ -1,10 +1,12 @@
 """What every test stands on: no network, one thread, and deprecations that fail.
 
-Tiny models, tokenizers and pictures are in tests/tiny.py.
+Tiny models, tokenizers and pictures are in tests/tiny.py. A fixture that two files use stands in a module beside them
+and is imported as itself (`from tests.originals import base as base`): pytest finds it by its name alone.
 """
 
 import logging
 import os
+from pathlib import Path
 
 
 # Before anything imports transformers or datasets, which read these once. HF_HUB_OFFLINE=0 on the command line wins.
@@ -17,6 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+
+# An assert in a module that test files share tells what it compared, as one in a test file does.
+pytest.register_assert_rewrite(
+    *(f"tests.{file.stem}" for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "conftest"))
+)
 
 # More threads make tiny models slower, and sums depend on how many there are.
 torch.set_num_threads(1)

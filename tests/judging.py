@@ -1,10 +1,12 @@
-"""Small benchmarks on disk for a judge, and short ways to run it."""
+"""Small benchmarks on disk for a judge, its key, and short ways to run it."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from data_generation.microworld.questions import all_questions
 from data_generation.microworld.scene import make_scene
@@ -14,6 +16,11 @@ from recipes.cli import main as llava
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-test-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -46,6 +53,14 @@ def flags(folder: Path, *names: str) -> list[str]:
     return [*found, "--reference", str(folder / "reference.jsonl"), "--answers", *files, "--model", "m"]
 
 
+def conversation(name: str, *turns: tuple[str, str], **more) -> dict:
+    messages = []
+    for asked, answer in turns:
+        content = [{"type": "image"}, {"type": "text", "text": asked}] if not messages else asked
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"id": name, "images": ["1.jpg"], "messages": messages, **more}
+
+
 def micro_bench(folder: Path, scenes: int = 2) -> dict[int, str]:
     """COCO's layout about scenes of the micro world: one question of each of three kinds; gives the true answers."""
     folder.mkdir(exist_ok=True, parents=True)
@@ -72,6 +87,11 @@ def run(words: list[str], url: str, out: Path, *more: str) -> dict[str, Any]:
     """results.json"""
     assert llava([*words, "--base-url", url, "--server", "here", "--out", str(out), *more]) == 0
     return json.loads((out / "results.json").read_text())
+
+
+def error_of(words, capsys) -> str:
+    assert llava(words) == 1
+    return capsys.readouterr().err
 
 
 def start(words: list[str], url: str, out: Path, *more: str) -> subprocess.Popen:

@@ -10,10 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from tests import training
 from tests.hub_server import HubServer
 
 
 ROOT = Path(__file__).parent.parent
+WRITER, READER, NOBODY = "writer", "reader", "nobody-of-this-name"
 SERVE = """
 import contextlib, faulthandler, io, json, os, sys, time, traceback
 BLOCKED = json.loads(sys.argv[1])
@@ -78,3 +82,58 @@ class Process:
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait(400)  # on a machine that has other work
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def project(hub, tmp_path_factory):
+    process = Process(hub, tmp_path_factory.mktemp("home"), has_project=True)
+    yield process
+    process.end()
+
+
+@pytest.fixture(scope="module")
+def stock(hub, tmp_path_factory):
+    process = Process(hub, tmp_path_factory.mktemp("stock-home"), has_project=False)
+    yield process
+    process.end()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, project) -> Path:
+    """A data set, a checkpoint to start from, and one that was trained from it, by paths that are absolute."""
+    folder = tmp_path_factory.mktemp("work")
+    training.write_data_and_start(folder)
+    done = train(project, folder, "trained", save_strategy="steps", save_steps=2)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_faults(hub):
+    yield
+    hub.faults.clear()
+
+
+def train(project: Process, folder: Path, name: str, **changes) -> Done:
+    """From `start` into the folder `name`, on the data that lies beside it."""
+    places = {"model_name_or_path": str(folder / "start"), "data": [str(folder / "data.jsonl")]}
+    path = training.write_yaml(folder / f"{name}.yaml", output_dir=str(folder / name), **places | changes)
+    return project.ask(folder, WRITER, command=["train", "--config", str(path)])
+
+
+def push(project: Process, folder: Path, *words: str, token: str = WRITER) -> Done:
+    return project.ask(folder, token, command=["push", *words])
+
+
+def refused(done: Done) -> str:
+    """The one line of an error, without a traceback."""
+    assert done.code == 1, done
+    lines = [line for line in done.err.splitlines() if line.startswith("llava push: error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.err, done.err
+    return lines[0]

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration as StockLlava
 
 from modeling_llava import LlavaForConditionalGeneration, LlavaModel
 from tests import tiny
-from tests.test_parity import assert_equal_functions, batch, labels_of
+from tests.twins import assert_equal_functions, batch, labels_of
 
 
 TARGETS = {

@@ -8,7 +8,7 @@ from transformers.generation import utils as generation_utils
 from transformers.generation.streamers import BaseStreamer
 
 from tests import tiny
-from tests.test_parity import batch, models
+from tests.twins import batch, models
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}

@@ -1,7 +1,6 @@
 """Checkpoints that are not whole: what `answer`, `train`, `merge`, `data check` and `scienceqa` say of them."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -17,22 +16,11 @@ from recipes.building.parts import load_llava, load_processor
 from recipes.measuring.answer_local import load
 from recipes.merge import merge
 from recipes.quickstart import TINY, Quickstart
-from tests import tiny_text
+from tests.copies import spoilt as spoilt
+from tests.copies import whole as whole
 
 
 LOCKED = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "model"
-    tiny_text.checkpoint(out)
-    return out
-
-
-@pytest.fixture
-def spoilt(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "model")
 
 
 def change_weights(folder, name, value) -> None:

@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from data_generation.rows import messages_of, row_features, write_rows
-from tests import training
-from tests.hub_server import HubServer, Repository
-from tests.pushing import Done, Process
+from tests.hub_server import Repository
+from tests.pushing import NOBODY, READER, push, refused, train
+from tests.pushing import hub as hub
+from tests.pushing import no_faults as no_faults
+from tests.pushing import project as project
+from tests.pushing import stock as stock
+from tests.pushing import work as work
 
 
-WRITER, READER, NOBODY = "writer", "reader", "nobody-of-this-name"
 MODEL_FILES = {
     "README.md",
     "chat_template.jinja",
@@ -28,62 +31,6 @@ MODEL_FILES = {
     "tokenizer_config.json",
     "training.json",
 }
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def project(hub, tmp_path_factory):
-    process = Process(hub, tmp_path_factory.mktemp("home"), has_project=True)
-    yield process
-    process.end()
-
-
-@pytest.fixture(scope="module")
-def stock(hub, tmp_path_factory):
-    process = Process(hub, tmp_path_factory.mktemp("stock-home"), has_project=False)
-    yield process
-    process.end()
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory, project) -> Path:
-    """A data set, a checkpoint to start from, and one that was trained from it, by paths that are absolute."""
-    folder = tmp_path_factory.mktemp("work")
-    training.write_data_and_start(folder)
-    path = training.write_yaml(
-        folder / "run.yaml",
-        model_name_or_path=str(folder / "start"),
-        data=[str(folder / "data.jsonl")],
-        output_dir=str(folder / "trained"),
-        save_strategy="steps",
-        save_steps=2,
-    )
-    done = project.ask(folder, WRITER, command=["train", "--config", str(path)])
-    assert done.code == 0, done.err
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def no_faults(hub):
-    yield
-    hub.faults.clear()
-
-
-def push(project: Process, folder: Path, *words: str, token: str = WRITER) -> Done:
-    return project.ask(folder, token, command=["push", *words])
-
-
-def refused(done: Done) -> str:
-    """The one line of an error, without a traceback."""
-    assert done.code == 1, done
-    lines = [line for line in done.err.splitlines() if line.startswith("llava push: error: ")]
-    assert len(lines) == 1 and "Traceback" not in done.err, done.err
-    return lines[0]
 
 
 # -- models --
@@ -356,11 +303,10 @@ def test_a_name_that_is_none_is_refused(project, work, name):
 
 def test_a_training_pushes_its_checkpoints_and_its_result(hub, project, stock, work):
     hub.repos["model", "ada/run"] = repo = Repository()
-    path = training.write_yaml(
-        work / "pushing.yaml",
-        model_name_or_path=str(work / "start"),
-        data=[str(work / "data.jsonl")],
-        output_dir=str(work / "pushing"),
+    done = train(
+        project,
+        work,
+        "pushing",
         num_train_epochs=2,
         save_strategy="steps",
         save_steps=1,
@@ -371,7 +317,6 @@ def test_a_training_pushes_its_checkpoints_and_its_result(hub, project, stock, w
         eval_data=[str(work / "data.jsonl")],
         sample_answers=1,
     )
-    done = project.ask(work, WRITER, command=["train", "--config", str(path)])
     assert done.code == 0, done.err
     steps = json.loads((work / "pushing/training.json").read_text())["plan"]["steps"]
     assert repo.messages == [*(f"llava train: step {n}" for n in range(1, steps + 1)), "llava train: end of training"]
@@ -386,18 +331,16 @@ def test_a_training_pushes_its_checkpoints_and_its_result(hub, project, stock, w
 def test_a_push_that_fails_takes_no_training_with_it(hub, project, work):
     hub.repos["model", "ada/unlucky"] = repo = Repository()
     hub.fail("commit", status=500)
-    path = training.write_yaml(
-        work / "unlucky.yaml",
-        model_name_or_path=str(work / "start"),
-        data=[str(work / "data.jsonl")],
-        output_dir=str(work / "unlucky"),
+    done = train(
+        project,
+        work,
+        "unlucky",
         max_steps=1,
         save_strategy="steps",
         save_steps=1,
         push_to_hub=True,
         hub_model_id="ada/unlucky",
     )
-    done = project.ask(work, WRITER, command=["train", "--config", str(path)])
     assert done.code == 1
     assert "step 1 is not pushed: Nothing was committed" in done.out
     assert "The training has ended well" in done.err
@@ -416,14 +359,6 @@ def test_a_push_that_fails_takes_no_training_with_it(hub, project, work):
     ],
 )
 def test_what_cannot_be_pushed_is_told_before_the_training(project, work, changes, words):
-    path = training.write_yaml(
-        work / "wrong.yaml",
-        model_name_or_path=str(work / "start"),
-        data=[str(work / "data.jsonl")],
-        output_dir=str(work / "wrong"),
-        push_to_hub=True,
-        **changes,
-    )
-    done = project.ask(work, WRITER, command=["train", "--config", str(path)])
+    done = train(project, work, "wrong", push_to_hub=True, **changes)
     assert done.code == 1 and words in done.err and "Traceback" not in done.err, done.err
     assert not (work / "wrong/training.json").exists()

@@ -1,7 +1,6 @@
 """What `llava push` refuses: pickles, secrets, local paths, and what stock transformers does not load."""
 
 import json
-import os
 import re
 import shutil
 from io import BytesIO
@@ -22,6 +21,8 @@ from recipes.publishing.push_files import Upload, model_files
 from recipes.publishing.push_secrets import SECRETS, check_contents, own_secrets
 from recipes.push import main
 from tests import tiny_text
+from tests.copies import spoilt as spoilt
+from tests.copies import whole as whole
 
 
 # Put together here, so that this file itself has nothing that looks like a key.
@@ -42,23 +43,7 @@ KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "start"
-    tiny_text.checkpoint(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    """A checkpoint to be changed file by file; what is not replaced is the same file under another name."""
-    place = tmp_path / "model"
-    shutil.copytree(made, place, copy_function=os.link)
-    return place
-
-
 def replace(path, content: str | bytes) -> None:
-    path.unlink(missing_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
@@ -73,32 +58,32 @@ def refusal(folder) -> str:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "a.pt", "a.pth", "a.pkl", "last.ckpt"])
-def test_a_pickle_is_refused_by_name(folder, name):
-    (folder / name).write_bytes(b"\x80\x02")
-    assert f"`{folder / name}` is a pickle" in refusal(folder)
+def test_a_pickle_is_refused_by_name(spoilt, name):
+    (spoilt / name).write_bytes(b"\x80\x02")
+    assert f"`{spoilt / name}` is a pickle" in refusal(spoilt)
 
 
-def test_what_is_no_part_of_a_checkpoint_is_left_out_and_said(folder, capsys):
-    (folder / "optimizer.pt").write_bytes(b"state")
-    (folder / "checkpoint-3").mkdir()
-    (folder / "notes.txt").write_text("mine")
-    (folder / ".env").write_text("KEY=" + KEYS["a key of Amazon"])
-    main(["model", str(folder), "--repo-id", "ada/x", "--dry-run"])
+def test_what_is_no_part_of_a_checkpoint_is_left_out_and_said(spoilt, capsys):
+    (spoilt / "optimizer.pt").write_bytes(b"state")
+    (spoilt / "checkpoint-3").mkdir()
+    (spoilt / "notes.txt").write_text("mine")
+    (spoilt / ".env").write_text("KEY=" + KEYS["a key of Amazon"])
+    main(["model", str(spoilt), "--repo-id", "ada/x", "--dry-run"])
     out = capsys.readouterr().out
     assert "left out, no part of a checkpoint: .env, notes.txt (2)" in out
     assert "left out, training state: checkpoint-3, optimizer.pt (2)" in out
     assert "There is no record of its training beside the weights." in out
 
 
-def test_a_lora_adapter_is_sent_to_merge(folder):
-    (folder / "adapter_config.json").write_text("{}")
-    assert f"`llava merge --adapter {folder} --out DIR`" in refusal(folder)
+def test_a_lora_adapter_is_sent_to_merge(spoilt):
+    (spoilt / "adapter_config.json").write_text("{}")
+    assert f"`llava merge --adapter {spoilt} --out DIR`" in refusal(spoilt)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", b"\xff\xfe\x00"])
-def test_a_config_that_is_none_is_refused(folder, content):
-    replace(folder / "config.json", content)
-    assert f"`{folder / 'config.json'}`" in refusal(folder)
+def test_a_config_that_is_none_is_refused(spoilt, content):
+    replace(spoilt / "config.json", content)
+    assert f"`{spoilt / 'config.json'}`" in refusal(spoilt)
 
 
 def test_other_folders_are_refused(tmp_path):
@@ -106,50 +91,50 @@ def test_other_folders_are_refused(tmp_path):
     assert "is no folder" in refusal(tmp_path / "none")
 
 
-def test_a_link_out_of_the_folder_is_refused_but_in_the_cache_of_the_hub(folder, made, tmp_path):
+def test_a_link_out_of_the_folder_is_refused_but_in_the_cache_of_the_hub(spoilt, whole, tmp_path):
     (tmp_path / "id_rsa").write_text("mine")
-    (folder / "LICENSE").symlink_to(tmp_path / "id_rsa")
-    assert f"`{folder / 'LICENSE'}` is a link out of its folder, to `{tmp_path / 'id_rsa'}`" in refusal(folder)
+    (spoilt / "LICENSE").symlink_to(tmp_path / "id_rsa")
+    assert f"`{spoilt / 'LICENSE'}` is a link out of its folder, to `{tmp_path / 'id_rsa'}`" in refusal(spoilt)
     cached = tmp_path / "models--ada--x"
     (cached / "blobs").mkdir(parents=True)
     (cached / "snapshots/abc").mkdir(parents=True)
-    for path in made.iterdir():
+    for path in whole.iterdir():
         shutil.copy(path, cached / "blobs" / path.name)
         (cached / "snapshots/abc" / path.name).symlink_to(f"../../blobs/{path.name}")
-    assert len(model_files(cached / "snapshots/abc", False).uploads) == len(list(made.iterdir()))
+    assert len(model_files(cached / "snapshots/abc", False).uploads) == len(list(whole.iterdir()))
 
 
-def test_weights_that_no_loader_takes_are_left_out(folder):
-    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
-    selection = model_files(folder, False)
+def test_weights_that_no_loader_takes_are_left_out(spoilt):
+    (spoilt / "model-00001-of-00002.safetensors").write_bytes(b"")
+    selection = model_files(spoilt, False)
     assert "model-00001-of-00002.safetensors" not in selection.names
     ((reason, names),) = selection.left_out.items()
     assert "beside those that a loader takes" in reason and names == ["model-00001-of-00002.safetensors"]
 
 
-def test_shards_and_their_index_have_to_agree(folder):
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    assert "has model-00001-of-00002.safetensors, and no model.safetensors.index.json" in refusal(folder)
+def test_shards_and_their_index_have_to_agree(spoilt):
+    (spoilt / "model.safetensors").rename(spoilt / "model-00001-of-00002.safetensors")
+    assert "has model-00001-of-00002.safetensors, and no model.safetensors.index.json" in refusal(spoilt)
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    replace(folder / "model.safetensors.index.json", json.dumps({"weight_map": names}))
-    assert "names `model-00002-of-00002.safetensors`, and there is no such file" in refusal(folder)
-    replace(folder / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../config.json"}}))
-    assert "names `../config.json`, and there is no such file" in refusal(folder)
-    replace(folder / "model.safetensors.index.json", "{}")
-    assert "has no `weight_map`" in refusal(folder)
+    replace(spoilt / "model.safetensors.index.json", json.dumps({"weight_map": names}))
+    assert "names `model-00002-of-00002.safetensors`, and there is no such file" in refusal(spoilt)
+    replace(spoilt / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../config.json"}}))
+    assert "names `../config.json`, and there is no such file" in refusal(spoilt)
+    replace(spoilt / "model.safetensors.index.json", "{}")
+    assert "has no `weight_map`" in refusal(spoilt)
 
 
 # -- loading --
 
 
-def test_a_checkpoint_loads_with_all_its_weights(made):
-    model, _ = tiny_text.checkpoint(made.parent / "same")
-    assert check_loads(made, model_files(made, False).uploads) == sum(p.numel() for p in model.parameters())
+def test_a_checkpoint_loads_with_all_its_weights(whole):
+    model, _ = tiny_text.checkpoint(whole.parent / "same")
+    assert check_loads(whole, model_files(whole, False).uploads) == sum(p.numel() for p in model.parameters())
 
 
-def test_a_file_that_was_cut_off_is_refused(folder, made):
-    replace(folder / "model.safetensors", (made / "model.safetensors").read_bytes()[:-100])
-    assert f"Stock transformers does not load `{folder}`" in refusal(folder)
+def test_a_file_that_was_cut_off_is_refused(spoilt, whole):
+    replace(spoilt / "model.safetensors", (whole / "model.safetensors").read_bytes()[:-100])
+    assert f"Stock transformers does not load `{spoilt}`" in refusal(spoilt)
 
 
 @pytest.mark.parametrize(
@@ -160,31 +145,31 @@ def test_a_file_that_was_cut_off_is_refused(folder, made):
         (lambda w: w.update({"multi_modal_projector.linear_1.bias": torch.zeros(5)}), "does not load"),
     ],
 )
-def test_weights_that_are_not_those_of_the_model_are_refused(folder, made, change, words):
-    weights = load_file(made / "model.safetensors")
+def test_weights_that_are_not_those_of_the_model_are_refused(spoilt, whole, change, words):
+    weights = load_file(whole / "model.safetensors")
     weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     change(weights)
-    (folder / "model.safetensors").unlink()
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert words in refusal(folder)
+    (spoilt / "model.safetensors").unlink()
+    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
+    assert words in refusal(spoilt)
 
 
-def test_a_model_without_weights_or_of_another_kind_is_refused(folder, made):
-    (folder / "model.safetensors").unlink()
-    assert "has no model.safetensors" in refusal(folder)
-    config = json.loads((made / "config.json").read_text())
-    replace(folder / "config.json", json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
-    assert "needs code of its own" in refusal(folder)
-    replace(folder / "config.json", json.dumps(config | {"model_type": "bert"}))
-    assert "has the `model_type` 'bert', wanted `llava`" in refusal(folder)
+def test_a_model_without_weights_or_of_another_kind_is_refused(spoilt, whole):
+    (spoilt / "model.safetensors").unlink()
+    assert "has no model.safetensors" in refusal(spoilt)
+    config = json.loads((whole / "config.json").read_text())
+    replace(spoilt / "config.json", json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
+    assert "needs code of its own" in refusal(spoilt)
+    replace(spoilt / "config.json", json.dumps(config | {"model_type": "bert"}))
+    assert "has the `model_type` 'bert', wanted `llava`" in refusal(spoilt)
 
 
-def test_a_processor_of_another_checkpoint_is_refused(folder, made):
-    config = json.loads((made / "processor_config.json").read_text())
-    replace(folder / "processor_config.json", json.dumps(config | {"patch_size": 7}))
-    assert "the processor makes 16 image tokens of a picture, and the model wants 4" in refusal(folder)
-    (folder / "chat_template.jinja").unlink()
-    assert "does not load the processor" in refusal(folder)
+def test_a_processor_of_another_checkpoint_is_refused(spoilt, whole):
+    config = json.loads((whole / "processor_config.json").read_text())
+    replace(spoilt / "processor_config.json", json.dumps(config | {"patch_size": 7}))
+    assert "the processor makes 16 image tokens of a picture, and the model wants 4" in refusal(spoilt)
+    (spoilt / "chat_template.jinja").unlink()
+    assert "does not load the processor" in refusal(spoilt)
 
 
 # -- secrets --
@@ -268,15 +253,15 @@ def test_local_paths_are_found_in_json_and_shortened():
     }
 
 
-def test_names_of_parts_become_their_last_name_and_other_paths_are_refused(folder, made):
-    config = json.loads((made / "config.json").read_text())
+def test_names_of_parts_become_their_last_name_and_other_paths_are_refused(spoilt, whole):
+    config = json.loads((whole / "config.json").read_text())
     config["text_config"]["_name_or_path"] = "/home/ada/models/vicuna"
-    replace(folder / "config.json", json.dumps(config))
-    (upload,) = [one for one in model_files(folder, False).uploads if one.name == "config.json"]
+    replace(spoilt / "config.json", json.dumps(config))
+    (upload,) = [one for one in model_files(spoilt, False).uploads if one.name == "config.json"]
     assert json.loads(upload.read())["text_config"]["_name_or_path"] == "vicuna"
-    assert json.loads((folder / "config.json").read_text()) == config  # what lies there is not changed
-    replace(folder / "config.json", json.dumps(config | {"cache": "/home/ada/cache"}))
-    assert "config.json, `cache`: the local path `/home/ada/cache`" in refusal(folder)
+    assert json.loads((spoilt / "config.json").read_text()) == config  # what lies there is not changed
+    replace(spoilt / "config.json", json.dumps(config | {"cache": "/home/ada/cache"}))
+    assert "config.json, `cache`: the local path `/home/ada/cache`" in refusal(spoilt)
 
 
 def test_pieces_of_words_are_no_paths():

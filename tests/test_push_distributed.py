@@ -5,22 +5,18 @@ import json
 import pytest
 
 from tests import launching, training
-from tests.hub_server import HubServer, Repository
+from tests.hub_server import Repository
+from tests.pushing import WRITER
+from tests.pushing import hub as hub
 
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
 @pytest.fixture
 def workplace(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "writer"}
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITER}
     for name, value in (there | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}).items():
         monkeypatch.setenv(name, value)
     training.write_data_and_start(tmp_path)

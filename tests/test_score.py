@@ -1,55 +1,15 @@
-"""`llava score`: each official layout read and scored as worked by hand, each careless file refused."""
+"""`llava score`: each official layout read and scored as worked by hand."""
 
-import base64
 import csv
 import io
 import json
-from pathlib import Path
 
 import pytest
 
-from recipes import cli
 from recipes.score import main
-
-
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def write_answers(folder: Path, texts: dict, **more) -> Path:
-    return write_lines(folder / "answers.jsonl", [{"question_id": q, "text": t} | more for q, t in texts.items()])
-
-
-def score(benchmark: str, folder: Path, *flags) -> dict:
-    out = folder / "new/scores.json"
-    main([benchmark, "--answers", str(folder / "answers.jsonl"), "--out", str(out), *map(str, flags)])
-    return json.loads(out.read_text())
-
-
-def value(result: dict, line: str, metric: str) -> float:
-    return result["scores"][line][metric]["value"]
-
-
-@pytest.fixture
-def pope_files(tmp_path):
-    (tmp_path / "coco").mkdir()
-    questions = []
-    for category in ("random", "popular"):
-        objects = ["dog", "cup", "car", "bed"]
-        rows = [
-            {"question_id": n, "image": "1.jpg", "text": f"Is there a {what} in the image?", "label": label}
-            for n, (what, label) in enumerate(zip(objects, ["yes", "yes", "no", "no"], strict=True), 1)
-        ]
-        write_lines(tmp_path / f"coco/coco_pope_{category}.json", rows)
-        questions += [
-            {"image": row["image"], "text": row["text"] + "\nAnswer with one word.", "category": category}
-            for row in rows
-        ]
-    write_lines(tmp_path / "questions.jsonl", [{"question_id": n} | row for n, row in enumerate(questions)])
-    texts = ["Yes", "No.", "Yes, there is.", "no", "yes", "Yes", "I can't see one", "blue"]
-    write_answers(tmp_path, dict(reversed(list(enumerate(texts)))))  # their order says nothing
-    return tmp_path
+from tests.scoring import PICTURE, people, score, value, write_answers, write_lines, write_mmbench
+from tests.scoring import pope_files as pope_files
+from tests.scoring import vqa_files as vqa_files
 
 
 def test_pope(pope_files, capsys):
@@ -78,10 +38,6 @@ def test_one_file_of_pope_needs_no_questions(pope_files):
     result = score("pope", pope_files, "--annotations", pope_files / "coco/coco_pope_random.json")
     assert result["scores"]["category: random"]["precision"] == {"value": None, "low": None, "high": None}
     assert value(result, "category: random", "accuracy") == 0.5
-
-
-def people(said: str, matches: int) -> list[str]:
-    return [said] * matches + ["other"] * (10 - matches)
 
 
 @pytest.fixture
@@ -134,22 +90,6 @@ def test_a_question_annotated_twice_of_one_picture_takes_its_answers_in_turn(tmp
     write_lines(tmp_path / "answers.jsonl", [*answers, answers[0]])
     with pytest.raises(ValueError, match=r"answers 1 question \(`2`\) more than once"):
         score("textvqa", tmp_path, "--annotations", tmp_path / "val.json")
-
-
-@pytest.fixture
-def vqa_files(tmp_path):
-    rows = [(10, "number", people("2", 4)), (11, "yes/no", people("yes", 2)), (12, "number", people("7", 10))]
-    annotations = [
-        {
-            "question_id": n,
-            "answer_type": kind,
-            "multiple_choice_answer": said[0],
-            "answers": [{"answer": one, "answer_id": i} for i, one in enumerate(said)],
-        }
-        for n, kind, said in rows
-    ]
-    (tmp_path / "annotations.json").write_text(json.dumps({"annotations": annotations}))
-    return tmp_path
 
 
 def test_vqav2(vqa_files):
@@ -259,18 +199,6 @@ def test_seed(tmp_path):
     assert result["unreadable"] == [{"question_id": "8", "text": "F"}]
 
 
-PICTURE = base64.b64encode(b"\x89PNG not opened here").decode()
-
-
-def write_mmbench(path: Path, rows: list[dict]) -> Path:
-    columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "image"]
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, columns, delimiter="\t", restval="")
-        table.writeheader()
-        table.writerows(rows)
-    return path
-
-
 @pytest.fixture
 def mmbench_table(tmp_path):
     rows = [
@@ -344,146 +272,3 @@ def test_mmbench_with_its_rotations_in_the_table(tmp_path):
     assert (value(result, "all", "accuracy"), value(result, "all", "circular")) == (0.5, 0)
     with pytest.raises(ValueError, match="holds the rotations of its questions already"):
         main(["mmbench-questions", str(table), "--images", str(tmp_path), "--out", str(tmp_path / "q"), "--all-turns"])
-
-
-# Careless files
-
-
-@pytest.mark.parametrize(
-    "answers, message",
-    [
-        (b"", "is empty, wanted a JSON object on each line"),
-        (b"{'question_id': 1}\n", "line 1, is no JSON"),
-        (b"[1]\n", r"line 1, is \[1\], wanted a JSON object"),
-        (b'{"question_id": 10, "text": "a"}\n\n{"text": "a"}\n', "line 3, has the `question_id` None"),
-        (b'{"question_id": true, "text": "a"}\n', "has the `question_id` True"),
-        (b'{"question_id": 10, "text": null}\n', "has the `text` None"),
-        (b'{"question_id": 10, "text": "\xff"}\n', "bytes at 29 that are no UTF-8"),
-        (b'{"question_id": 10, "text": "a"}\n' * 2, r"answers 1 question \(`10`\) more than once"),
-        (b'{"question_id": 99, "text": "a"}\n', r"answers 1 question \(`99`\) that no question has.*such as `10`"),
-        (b"[" * 100_000, "line 1, is no JSON"),
-    ],
-)
-def test_careless_answers(vqa_files, answers, message):
-    (vqa_files / "answers.jsonl").write_bytes(answers)
-    with pytest.raises(ValueError, match=message):
-        score("vqav2", vqa_files, "--annotations", vqa_files / "annotations.json", "--allow-missing")
-    assert not (vqa_files / "new/scores.json").exists()
-
-
-def entry(**changes) -> dict:
-    fine = {"question_id": 10, "answers": [{"answer": "x"}] * 10, "answer_type": "a", "multiple_choice_answer": "x"}
-    return fine | changes
-
-
-@pytest.mark.parametrize(
-    "annotations, message",
-    [
-        ("", "is no JSON"),
-        ("[]", "wanted an object with `annotations`"),
-        ('{"annotations": []}', "wanted a list of questions"),
-        ('{"annotations": [1]}', r"`annotations`\[0\] is 1, wanted an object"),
-        (json.dumps({"annotations": [entry(answers=[{"answer": "x"}] * 9)]}), "wanted those of ten people"),
-        (json.dumps({"annotations": [entry(answers=None)]}), "has the answers None"),
-        (json.dumps({"annotations": [entry(answer_type=3)]}), "`answer_type` 3, wanted a string"),
-        (json.dumps({"annotations": [entry(), entry()]}), r"`annotations`\[1\] has the id `10` of an earlier one"),
-    ],
-)
-def test_careless_annotations(tmp_path, annotations, message):
-    (tmp_path / "annotations.json").write_text(annotations)
-    write_answers(tmp_path, {10: "x"})
-    with pytest.raises(ValueError, match=message):
-        score("vqav2", tmp_path, "--annotations", tmp_path / "annotations.json")
-
-
-def test_questions_of_other_annotations(vqa_files):
-    asked = write_lines(vqa_files / "asked.jsonl", [{"question_id": n} for n in (10, 77)])
-    write_answers(vqa_files, {10: "2"})
-    with pytest.raises(ValueError, match=r"asked.jsonl` asks 1 question \(`77`\), which .*annotations.json` does not"):
-        score("vqav2", vqa_files, "--annotations", vqa_files / "annotations.json", "--questions", asked)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"category": "adversarial"}, "in the category 'adversarial', which"),
-        ({"text": "Is there a tree in the image?"}, "asks `Is there a tree in the image.` of `1.jpg`"),
-        ({"image": None}, "has the `image` None"),
-        ({"category": ["random"]}, r"has the `category` \['random'\], wanted a string"),
-    ],
-)
-def test_careless_questions_of_pope(pope_files, change, message):
-    path = pope_files / "questions.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    write_lines(path, [rows[0] | change, *rows[1:]])
-    with pytest.raises(ValueError, match=message):
-        score("pope", pope_files, "--questions", path, "--annotations", pope_files / "coco")
-
-
-def test_careless_pope_folders(pope_files):
-    with pytest.raises(ValueError, match="holds 2 files whose ids begin anew"):
-        score("pope", pope_files, "--annotations", pope_files / "coco")
-    with pytest.raises(ValueError, match="holds no .pope_CATEGORY.json"):
-        score("pope", pope_files, "--annotations", pope_files)
-    labels = pope_files / "coco/coco_pope_random.json"
-    labels.write_text(labels.read_text().replace('"label": "no"', '"label": "maybe"'))
-    with pytest.raises(ValueError, match="line 3, has the label 'maybe', wanted yes or no"):
-        score("pope", pope_files, "--annotations", labels)
-
-
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        ({"index": "x"}, "row 1, has the index 'x'"),
-        ({"B": ""}, "row 1, has the options .*wanted two or more without a gap"),
-        ({"C": "", "D": "z"}, "without a gap"),
-        ({"answer": "D"}, "has the answer 'D', wanted one of A, B, C"),
-    ],
-)
-def test_careless_tables_of_mmbench(tmp_path, row, message):
-    fine = {"index": 3, "question": "?", "A": "x", "B": "y", "C": "w", "answer": "A"}
-    write_answers(tmp_path, {3: "A"})
-    with pytest.raises(ValueError, match=message):
-        score("mmbench", tmp_path, "--annotations", write_mmbench(tmp_path / "dev.tsv", [fine | row]))
-
-
-@pytest.mark.parametrize("image, message", [("", "has no picture"), ("abc", "no base64")])
-def test_careless_pictures_of_mmbench(tmp_path, image, message):
-    rows = [{"index": 3, "question": "?", "A": "x", "B": "y", "image": image}]
-    table = write_mmbench(tmp_path / "dev.tsv", rows)
-    with pytest.raises(ValueError, match=message):
-        main(["mmbench-questions", str(table), "--images", str(tmp_path), "--out", str(tmp_path / "q.jsonl")])
-
-
-def test_a_table_whose_answers_are_secret(tmp_path):
-    table = write_mmbench(tmp_path / "test.tsv", [{"index": 3, "question": "?", "A": "x", "B": "y"}])
-    write_answers(tmp_path, {3: "A"})
-    with pytest.raises(ValueError, match="tells the right answer to 0 of 1 questions.*give --submission"):
-        score("mmbench", tmp_path, "--annotations", table)
-    wrong = tmp_path / "wrong.tsv"
-    wrong.write_text("index\tquestion\tA\tB\n1\t" + "?" * 2 + '\t"x\r' + "y" * (1 << 20))
-    with pytest.raises(ValueError, match="has the options"):
-        score("mmbench", tmp_path, "--annotations", wrong)
-    wrong.write_text("index,question\n")
-    with pytest.raises(ValueError, match="lacks the columns or rows of index, question, A, B"):
-        score("mmbench", tmp_path, "--annotations", wrong)
-
-
-def test_an_error_is_one_line(tmp_path, capsys):
-    for name in ("none.json", "."):
-        given = ["--annotations", str(tmp_path / name), "--answers", str(tmp_path / "a"), "--out", str(tmp_path / "o")]
-        assert cli.main(["score", "gqa", *given]) == 1
-        assert capsys.readouterr().err.count("\n") == 1
-    given = ["--annotations", "x", "--answers", "y"]
-    assert cli.main(["score", "gqa", *given]) == 1
-    assert "There is nothing to write" in capsys.readouterr().err
-
-
-def test_what_is_read_is_not_written_over(tmp_path):
-    (tmp_path / "a").write_text('{"question_id": "1", "text": "yes"}\n')
-    for annotations, answers in (("a", "b"), ("b", "a")):
-        given = ["--annotations", str(tmp_path / annotations), "--answers", str(tmp_path / answers)]
-        with pytest.raises(ValueError, match="a` is read, and would be written over"):
-            main(["gqa", *given, "--out", str(tmp_path / "a")])
-        with pytest.raises(ValueError, match="a` is read, and would be written over"):
-            main(["gqa", *given, "--submission", str(tmp_path / "a")])

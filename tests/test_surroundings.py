@@ -20,8 +20,7 @@ from transformers import LlavaModel as StockLlavaModel
 from modeling_llava import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
 from tests import tiny
 from tests.test_generation import generate
-from tests.test_modeling import blocks_of, count_calls, frozen
-from tests.test_parity import assert_equal_functions, batch, gradients, labels_of, models
+from tests.twins import assert_equal_functions, batch, blocks_of, count_calls, frozen, gradients, labels_of, models
 
 
 # Auto classes

@@ -68,11 +68,11 @@ EVIDENCE = {
     "Where is `mm_projector.bin`?": [
         "test_train.py::test_a_lora_is_merged_into_a_checkpoint_for_stock",
         "test_troubleshooting.py::test_a_checkpoint_of_a_lora_run_is_merged",
-        "test_convert.py::test_projector_goes_back_as_it_came",
+        "test_convert_joined.py::test_projector_goes_back_as_it_came",
     ],
-    "Does the name of a folder matter?": ["test_convert.py::test_lora_is_merged"],
+    "Does the name of a folder matter?": ["test_convert_joined.py::test_lora_is_merged"],
     "Another language model than Llama.": ["test_build.py::test_towers_languages_and_templates_go_together"],
-    "LLaVA-1.6, resamplers, S2.": ["test_convert.py::test_configs_that_do_not_fit_are_refused"],
+    "LLaVA-1.6, resamplers, S2.": ["test_convert_careless.py::test_configs_that_do_not_fit_are_refused"],
     "Another version of transformers breaks it.": [
         "test_stock.py::test_a_saved_directory_gives_the_same_without_this_project"
     ],
@@ -80,7 +80,7 @@ EVIDENCE = {
     "After stage 1 it says little of sense.": ["test_templates.py::test_plain_refuses_what_it_would_leave_out"],
     "Answers are slow.": [
         "test_answer.py::test_each_picture_is_seen_once",
-        "test_answer.py::test_two_processes_go_on_where_one_was_killed",
+        "test_answer_resume.py::test_two_processes_go_on_where_one_was_killed",
     ],
     "Answers differ from run to run, or with the batch.": [
         "test_answer.py::test_answers_do_not_depend_on_the_batch",
