@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def flags(folder, out, *more) -> list[str]:
     words = ["scienceqa", "answer", "--problems", f"{folder}/problems.json"]
     words += ["--split-file", f"{folder}/pid_splits.json", "--split", "test", "--image-root", f"{folder}/images"]
-    words += ["--model", f"{folder}/model", "--out", str(out), "--max-new-tokens", "6", "--dtype", "float32"]
+    words += ["--model", f"{folder}/model", "--out", str(out), "--max_new_tokens", "6", "--dtype", "float32"]
     return [*words, "--batch-size", "5", *more]
 
 
@@ -176,7 +176,7 @@ def test_every_command_of_the_page_runs(folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         for line in text.replace("\\\n", " ").splitlines():
             words = [*shlex.split(line)[1:]]
-            words += ["--max-new-tokens", "4"] if words[1] == "answer" else []
+            words += ["--max_new_tokens", "4"] if words[1] == "answer" else []
             assert llava(words) == 0, (words, capsys.readouterr().err)
 
 
