@@ -46,7 +46,9 @@ def add_answer(actions) -> None:
     parser.add_argument("--letter-only", action="store_true", help="add the sentence that asks for the letter alone")
     parser.add_argument("--passes", type=int, choices=(1, 2), default=1, help="2: reasons, then letter (%(default)s)")
     parser.add_argument("--batch-size", type=positive, default=16, help="(%(default)s)")
-    parser.add_argument("--max_new_tokens", type=positive, default=1024, help="of an answer (%(default)s)")
+    parser.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=positive, default=1024, help="of an answer (%(default)s)"
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.set_defaults(run=answer_problems)
 
