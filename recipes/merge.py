@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from modeling_llava import LlavaForConditionalGeneration
 from recipes.build import write_checkpoint
-from recipes.building.parts import load_llava, load_processor, read_json, reason_of
+from recipes.building.parts import check_finite, load_llava, load_processor, read_json, reason_of
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:
@@ -25,12 +25,14 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaF
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")  # peft would leave out what is not there
-            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (SafetensorError, RuntimeError, OSError, ValueError, UserWarning) as error:
         raise ValueError(
             f"The adapter of `{adapter}` does not load over `{base or trained_on}`: {reason_of(error)}. Give a folder "
             "that a LoRA training wrote to its end, and the base that it was trained on."
         ) from error
+    check_finite(merged, str(adapter))
+    return merged
 
 
 def base_of(adapter: Path) -> str:
