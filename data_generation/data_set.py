@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from .rows import replacing, row_features, write_rows
+from .replacing import remove_remains, replacing
+from .rows import row_features, write_rows
 
 
 SHARD_BYTES = 500 << 20  # of pictures and text
@@ -109,5 +110,6 @@ def weight(row: Mapping[str, Any]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
+    remove_remains(path.parent, path.name)
     with replacing(path) as file:
         file.write(text.encode(errors="replace"))

@@ -11,8 +11,9 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from modeling_llava import LlavaForConditionalGeneration
-from recipes.build import write_checkpoint
 from recipes.building.parts import check_finite, load_llava, load_processor, read_json, reason_of
+from recipes.building.writing import check_place, write_checkpoint
+from recipes.training.run_folder import alone_writing
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:
@@ -57,8 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    model = merge(args.adapter, args.base, args.dtype)
-    write_checkpoint(model, load_processor(str(args.adapter)), args.out)
+    with alone_writing(check_place(args.out)):
+        model = merge(args.adapter, args.base, args.dtype)
+        write_checkpoint(model, load_processor(str(args.adapter)), args.out)
     print(f"{args.out}: {args.adapter} folded into its base")
 
 

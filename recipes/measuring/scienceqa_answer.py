@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_generation.rows import messages_of, replacing
+from data_generation.replacing import replacing
+from data_generation.rows import messages_of
 from data_generation.scienceqa import INPUTS, LETTER_ONLY, Problem, write_turn
 from recipes.generating.generate_flags import positive
 from recipes.measuring.scienceqa_problems import add_problem_flags, load_problems
