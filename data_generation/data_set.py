@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from .replacing import remove_remains, replacing
+from .replacing import replacing
 from .rows import row_features, write_rows
 
 
@@ -110,6 +110,5 @@ def weight(row: Mapping[str, Any]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    remove_remains(path.parent, path.name)
     with replacing(path) as file:
         file.write(text.encode(errors="replace"))

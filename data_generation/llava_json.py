@@ -16,7 +16,7 @@ from typing import Any
 
 from .json_stream import stream_array
 from .rejections import Counts, Rejected
-from .replacing import remove_remains, replacing
+from .replacing import replacing
 from .rows import Row, image_part, text_part
 from .sources import check_unicode, shown
 
@@ -179,8 +179,6 @@ def write_llava(
         strict: a row that cannot be written is an error, and then nothing is.
     """
     total = 0
-    if images_out is not None:
-        remove_remains(images_out)
     with replacing(path) as file:
         file.write(b"[")
         for number, row in enumerate(rows):

@@ -2,7 +2,7 @@
 
     .rows.parquet.partial-HOST-PID-x3k9q2
 
-What a killed process leaves is known by that name, and removed by the next run into the same place.
+What a killed process leaves is known by that name, and removed by the next run that writes into the same folder.
 """
 
 import logging
@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all is written, and leaves nothing behind when it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_remains(path.parent.absolute())
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{partial_of(path).name}-")
     except OSError as error:
@@ -48,10 +50,10 @@ def partial_of(path: Path) -> Path:
     return path.absolute().with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
-def remove_remains(folder: Path, name: str | None = None) -> None:
-    """What processes of this machine that live no more have begun to write in `folder`: to `name`, or to any file."""
-    called = ".+" if name is None else re.escape(name)
-    pattern = re.compile(rf"\.{called}\.partial-{re.escape(socket.gethostname())}-(\d+)(-.*)?", re.DOTALL)
+@cache
+def remove_remains(folder: Path) -> None:
+    """What processes of this machine that live no more have begun to write in `folder`; once, for it may be large."""
+    pattern = re.compile(rf"\..+\.partial-{re.escape(socket.gethostname())}-(\d+)(-.*)?", re.DOTALL)
     try:
         found = [(pattern.fullmatch(one), folder / one) for one in os.listdir(folder)]
     except (FileNotFoundError, NotADirectoryError):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from .replacing import remove_remains, replacing
+from .replacing import replacing
 
 
 TEXT = Value("string")
@@ -107,7 +107,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def check_out(out: Path, *read: Path) -> None:
-    """Before any work: that `out` can be a file, and is none of those that are read; what a killed run left goes."""
+    """Before any work: that `out` can be a file, and is none of those that are read."""
     if out.is_dir():
         raise ValueError(f"`{out}` is a folder. Name the file to write.")
     place = next((parent for parent in out.parents if parent.exists()), None)
@@ -115,7 +115,6 @@ def check_out(out: Path, *read: Path) -> None:
         raise ValueError(f"`{out}` cannot be written, because `{place}` is a file. Choose another place.")
     if out.exists() and any(path.exists() and path.samefile(out) for path in read):
         raise ValueError(f"`{out}` is read, and would be written over. Give another --out.")
-    remove_remains(out.parent, out.name)
 
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from data_generation.replacing import remove_remains, replacing
+from data_generation.replacing import replacing
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.convert_original import (
     Tensors,
@@ -316,7 +316,6 @@ def to_original(source: str, out: str | Path) -> str:
     projector = {key.rpartition(name)[2]: tensor for key, tensor in found.items()}
     tensors = original_projector(projector, config.get("projector_hidden_act", "gelu"), source)
 
-    remove_remains(out.parent, out.name)
     with told_when_full(out, "Nothing is left of it. Make space, or give another --out."), replacing(out) as file:
         torch.save({key: tensor.clone() for key, tensor in tensors.items()}, file)
     rows, columns = projector["linear_1.weight"].shape

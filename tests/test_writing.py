@@ -10,7 +10,6 @@ import pytest
 
 from data_generation.data_set import write_text
 from data_generation.replacing import partial_of, replacing
-from data_generation.rows import check_out
 from recipes import cli
 from recipes.building.writing import write_checkpoint
 
@@ -35,7 +34,7 @@ def write_checkpoint_at(place: Path) -> None:
     write_checkpoint(Saved(), Saved(), place)
 
 
-@pytest.mark.parametrize("begin", [write_checkpoint_at, check_out, lambda place: write_text(place, "x")])
+@pytest.mark.parametrize("begin", [write_checkpoint_at, lambda place: write_text(place, "x")])
 def test_what_a_killed_run_left_is_removed_and_told(tmp_path, caplog, begin, dead):
     place, host = tmp_path / "new.x", socket.gethostname()
     mine = partial_of(place)
@@ -44,7 +43,6 @@ def test_what_a_killed_run_left_is_removed_and_told(tmp_path, caplog, begin, dea
     left = [
         f".new.x.partial-{host}-{os.getppid()}",
         f".new.x.partial-elsewhere-{dead}",
-        f".new-x.partial-{host}-{dead}",
         f".new.x.partial-{host}-{dead}x",
     ]
     (tmp_path / gone[1]).write_text("half")

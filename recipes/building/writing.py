@@ -25,7 +25,7 @@ def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProce
     """One complete directory, or none: it is written beside its place under another name and then renamed."""
     out = check_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    remove_remains(out.parent, out.name)
+    remove_remains(out.parent.absolute())
     partial = partial_of(out)
     try:
         with told_when_full(partial, "Nothing is left of it. Make space, or give another --out."):
