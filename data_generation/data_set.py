@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from .rows import replacing, row_features, write_rows
+from .replacing import replacing
+from .rows import row_features, write_rows
 
 
 SHARD_BYTES = 500 << 20  # of pictures and text

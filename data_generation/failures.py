@@ -12,6 +12,7 @@ import httpx2
 import openai
 
 from data_generation.exchange import web_page
+from data_generation.reply_size import ReplyTooLong
 
 
 # By HTTP status. Other 4xx reject the one request; other 5xx are worth another try.
@@ -53,6 +54,8 @@ class RunStopped(ValueError):
 
 def classify(error: Exception) -> Failure:
     """What to do after `error`, which came from one call of the SDK without retries of its own."""
+    if isinstance(cause := _causes(error)[-1], ReplyTooLong):
+        return Failure("retry", "too_long", str(cause), maybe_billed=True)
     if isinstance(error, openai.APIStatusError):
         return _by_status(error)
     if isinstance(error, TimeoutError | openai.APITimeoutError | openai.APIConnectionError):

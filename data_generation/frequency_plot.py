@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .rows import replacing
+from .replacing import replacing
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1200, 700, 110, 50, 70, 90

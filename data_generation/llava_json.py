@@ -16,7 +16,8 @@ from typing import Any
 
 from .json_stream import stream_array
 from .rejections import Counts, Rejected
-from .rows import Row, image_part, replacing, text_part
+from .replacing import replacing
+from .rows import Row, image_part, text_part
 from .sources import check_unicode, shown
 
 

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
+from data_generation.reply_size import bound_reply
+
 
 CONNECT = 10.0  # seconds for a connection, which is three tries of TCP
 VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
@@ -21,10 +23,11 @@ def open_client(
     """
     limits = httpx2.Limits(max_connections=concurrency + 8, max_keepalive_connections=concurrency + 8)
     timeout = openai.Timeout(deadline, connect=min(CONNECT, deadline))
+    hooks = {"response": [bound_reply]}
     try:
-        http_client = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+        http_client = openai.DefaultAioHttpClient(limits=limits, timeout=timeout, event_hooks=hooks)
     except RuntimeError:  # aiohttp is not installed: httpx2 does the same with more work for each request
-        http_client = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)
+        http_client = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, event_hooks=hooks)
     if api_key is None and not os.environ.get("OPENAI_API_KEY"):
         if base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             raise ValueError("no key: put it in OPENAI_API_KEY, or name a server of your own with --base-url")

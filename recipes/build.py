@@ -8,8 +8,6 @@ per image, widths, stop tokens) is read or measured here and written once to the
 """
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -27,7 +25,8 @@ from processing import LlavaProcessor, load_template
 from processing.chat_templates import TEMPLATE_NAMES, own_template
 from processing.images import image_processor_for, image_side
 from recipes.building.parts import load_language_model, load_vision_tower
-from recipes.training.run_folder import told_when_full
+from recipes.building.writing import check_place, write_checkpoint
+from recipes.training.run_folder import alone_writing
 
 
 IMAGE_TOKEN = "<image>"
@@ -282,33 +281,6 @@ def _set_generation_config(
     model.generation_config = generation
 
 
-def check_place(out: str | Path) -> Path:
-    """The place for a new checkpoint; asked before the work and again before writing."""
-    out = Path(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"`{out}` is a directory with something in it. Choose another place, or empty it.")
-    above = next((path for path in (out, *out.parents) if path.exists()), Path())
-    if not above.is_dir():
-        raise ValueError(f"`{above}` is a file, so `{out}` cannot be a directory. Choose another place.")
-    return out
-
-
-def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: str | Path):
-    """One complete directory, or none: it is written beside its place under another name and then renamed."""
-    out = check_place(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        with told_when_full(partial, "Nothing is left of it. Make space, or give another --out."):
-            model.save_pretrained(partial)
-            processor.save_pretrained(partial)
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def summary(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> str:
     config = model.config
     height, width = image_side(processor.image_processor)
@@ -363,7 +335,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    check_place(args.out)
+    with alone_writing(check_place(args.out)):
+        build(args)
+
+
+def build(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     language_model, tokenizer = load_language_model(args.language, args.dtype)
     tower, image_processor = load_vision_tower(args.vision, language_model.dtype)

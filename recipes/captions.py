@@ -22,7 +22,9 @@ from data_generation.frequency_plot import draw_frequencies
 from data_generation.phrases import describe_extractor
 from data_generation.prompting import load_questions
 from data_generation.rejections import Counts
-from data_generation.rows import check_out, replacing, row_features, write_rows
+from data_generation.replacing import replacing
+from data_generation.rows import check_out, row_features, write_rows
+from recipes.training.run_folder import alone_writing
 
 
 def build(args: argparse.Namespace) -> dict:
@@ -104,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    build(parser().parse_args(argv))
+    args = parser().parse_args(argv)
+    with alone_writing(args.out):
+        build(args)
 
 
 if __name__ == "__main__":

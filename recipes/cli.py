@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         parser().print_help(sys.stderr)
         return 2
 
-    name, arguments = argv[0], argv[1:]
+    name, arguments = argv[0], [with_home(argument) for argument in argv[1:]]
     if name.startswith("-"):
         if parser().parse_args(argv).version:
             print(f"llava {version('visual-instruction-tuning')}")
@@ -87,6 +87,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"llava {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def with_home(argument: str) -> str:
+    """`--out=~/x` and `coco=~/x` as they are meant: a shell writes out a `~` only where it begins a word."""
+    found = re.fullmatch(r"((?:[\w./-]+=)+)(~(?:/.*)?)", argument, re.DOTALL)
+    return argument if found is None else found[1] + os.path.expanduser(found[2])
 
 
 ADVICE = {

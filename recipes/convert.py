@@ -11,7 +11,6 @@ are loaded, joined and reported.
 """
 
 import argparse
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from data_generation.replacing import replacing
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.convert_original import (
     Tensors,
@@ -35,7 +35,7 @@ from modeling_llava.convert_original import (
     split,
 )
 from processing.chat_templates import TEMPLATE_NAMES
-from recipes.build import OWN, check_place, join, write_checkpoint
+from recipes.build import OWN, join
 from recipes.building.original_files import (
     KINDS,
     Original,
@@ -52,6 +52,8 @@ from recipes.building.original_prompts import (
     keep_prompts_as_trained,
 )
 from recipes.building.parts import find_file, load_tokenizer, load_vision_tower, load_whole, read_json
+from recipes.building.writing import check_place, write_checkpoint
+from recipes.training.run_folder import alone_writing, told_when_full
 
 
 def convert(
@@ -314,13 +316,8 @@ def to_original(source: str, out: str | Path) -> str:
     projector = {key.rpartition(name)[2]: tensor for key, tensor in found.items()}
     tensors = original_projector(projector, config.get("projector_hidden_act", "gelu"), source)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        torch.save({key: tensor.clone() for key, tensor in tensors.items()}, partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with told_when_full(out, "Nothing is left of it. Make space, or give another --out."), replacing(out) as file:
+        torch.save({key: tensor.clone() for key, tensor in tensors.items()}, file)
     rows, columns = projector["linear_1.weight"].shape
     return f"Wrote the projector of `{source}` ({columns} to {rows} wide) to `{out}`: {', '.join(tensors)}"
 
@@ -358,12 +355,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if args.to_original:
-        print(to_original(args.to_original, args.out))
-    else:
-        print(
-            convert(args.source, args.out, args.base, args.vision, args.template, system=args.system, dtype=args.dtype)
-        )
+    with alone_writing(args.out):
+        if args.to_original:
+            print(to_original(args.to_original, args.out))
+            return
+        words = {"system": args.system, "dtype": args.dtype}
+        print(convert(args.source, args.out, args.base, args.vision, args.template, **words))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from data_generation.rows import check_out, read_rows, row_features, write_rows
 from processing import LlavaProcessor
 from processing.rows import encode_rows
 from recipes.building.parts import load_processor
+from recipes.training.run_folder import alone_writing
 from recipes.training.train_data import load_rows
 
 
@@ -98,7 +99,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.action != "check":
-        counts = import_json(args) if args.action == "import" else export_json(args)
+        with alone_writing(args.out):
+            counts = import_json(args) if args.action == "import" else export_json(args)
         print(f"{args.out}: {counts}")
         return
     report, num_bad = check(args.data, load_processor(args.model), args.max_length, args.image_root)

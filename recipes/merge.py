@@ -11,8 +11,9 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from modeling_llava import LlavaForConditionalGeneration
-from recipes.build import write_checkpoint
-from recipes.building.parts import load_llava, load_processor, read_json, reason_of
+from recipes.building.parts import check_finite, load_llava, load_processor, read_json, reason_of
+from recipes.building.writing import check_place, write_checkpoint
+from recipes.training.run_folder import alone_writing
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:
@@ -25,12 +26,14 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaF
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")  # peft would leave out what is not there
-            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (SafetensorError, RuntimeError, OSError, ValueError, UserWarning) as error:
         raise ValueError(
             f"The adapter of `{adapter}` does not load over `{base or trained_on}`: {reason_of(error)}. Give a folder "
             "that a LoRA training wrote to its end, and the base that it was trained on."
         ) from error
+    check_finite(merged, str(adapter))
+    return merged
 
 
 def base_of(adapter: Path) -> str:
@@ -55,8 +58,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    model = merge(args.adapter, args.base, args.dtype)
-    write_checkpoint(model, load_processor(str(args.adapter)), args.out)
+    with alone_writing(check_place(args.out)):
+        model = merge(args.adapter, args.base, args.dtype)
+        write_checkpoint(model, load_processor(str(args.adapter)), args.out)
     print(f"{args.out}: {args.adapter} folded into its base")
 
 

@@ -11,6 +11,7 @@ A fault applies to requests whose last message contains `match` (all, without it
 - `close`: "rst" or "fin", before the work, or with `billed` after it
 - `raw`, `type`, `length`: other bytes as the body of a 200, another content type, a wrong content length; billed
 - `patch`: fields of the answer's JSON to replace; billed
+- `endless`: with such a status, a body without end; billed
 - `drip`: sends the answer in ten pieces with so many seconds between them; billed
 """
 
@@ -124,6 +125,11 @@ class Server:
         answer = json.dumps(self.complete(body) | fault.get("patch", {})).encode()
         if "raw" in fault:
             answer = fault["raw"].encode() if isinstance(fault["raw"], str) else answer[: fault["raw"]]
+        if "endless" in fault:
+            send(writer, b"", fault["endless"], length=1 << 40)
+            while True:
+                writer.write(b" " * 65536)
+                await writer.drain()
         if "drip" in fault:
             send(writer, b"", length=len(answer))
             for piece in range(10):

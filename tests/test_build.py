@@ -25,6 +25,7 @@ from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import build
 from recipes.building.parts import load_language_model
+from recipes.building.writing import write_checkpoint
 from tests import tiny_text
 from tests.tiny import IMAGE_SIZE, NUM_PATCHES, vision_config
 
@@ -158,7 +159,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     joined, processor = build.join(
         tiny_text.AutoModel.from_config(vision_config()), model, tokenizer, tiny_text.clip_image_processor()
     )
-    build.write_checkpoint(joined, processor, tmp_path / "out")
+    write_checkpoint(joined, processor, tmp_path / "out")
     for cls in (LlavaForConditionalGeneration, Stock):
         again = cls.from_pretrained(tmp_path / "out")
         assert again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()

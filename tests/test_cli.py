@@ -54,6 +54,14 @@ def test_an_unknown_command_is_one_line_with_near_matches():
     assert "Did you mean" not in run_llava("xyzzy").stderr
 
 
+def test_a_home_after_an_equals_sign_is_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["--out=~/x", "coco=~/c", "--image-root=coco=~/c", "--out=~", "~/x", "--text=a ~/b", '{"a": "b=~/c"}']
+    found = ["--out=/home/ada/x", "coco=/home/ada/c", "--image-root=coco=/home/ada/c", "--out=/home/ada", *words[4:]]
+    result = run_llava("fake", *words, fake_main="print(argv)")
+    assert result.stdout == f"{found}\n"
+
+
 def test_arguments_reach_the_command_unchanged():
     result = run_llava("fake", "--out", "a b", "--version", fake_main="print(argv)")
     assert (result.returncode, result.stdout) == (0, "['--out', 'a b', '--version']\n")

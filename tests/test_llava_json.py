@@ -9,7 +9,8 @@ import pytest
 
 from data_generation.llava_json import ImageRoots, read_llava, write_llava
 from data_generation.rejections import Counts
-from data_generation.rows import messages_of, read_rows, replacing, row_features, write_rows
+from data_generation.replacing import replacing
+from data_generation.rows import messages_of, read_rows, row_features, write_rows
 from processing.conversation import check_conversation
 from recipes import data
 from recipes.training.train_data import load_rows

@@ -36,6 +36,14 @@ def cut(path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def spoil_one(number):
+    def spoil(weight):
+        weight[1, 1] = float(number)
+        return weight
+
+    return spoil
+
+
 def lose_a_shard(folder) -> None:
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
@@ -51,6 +59,8 @@ SPOILT = {
     "A weight file of .* cannot be read: .* cut off or damaged": lambda f: cut(f / "model.safetensors"),
     "cannot be loaded: .*model-00001-of-00001.safetensors.* Copy, download": lose_a_shard,
     "cannot be loaded: .*no file named model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    "has nan in its weight `lm_head.weight`, wanted numbers": lambda f: change_weights(f, "lm_head", spoil_one("nan")),
+    "has -inf in its weight `.*down_proj.weight`": lambda f: change_weights(f, "down_proj", spoil_one("-inf")),
     "has no config.json": lambda f: (f / "config.json").unlink(),
     "config.json` is no JSON in UTF-8": lambda f: cut(f / "config.json"),
     "config.json` holds a list, wanted an object": lambda f: (f / "config.json").write_text("[]"),
@@ -99,7 +109,11 @@ def test_an_adapter_that_is_not_whole_is_told(whole, tmp_path):
     LlavaProcessor.from_pretrained(whole).save_pretrained(tmp_path / "a")
     file = tmp_path / "a/adapter_model.safetensors"
     weights = load_file(file)
-    weights.pop(min(weights))
+    first = min(weights)
+    save_file(weights | {first: torch.full_like(weights[first], float("inf"))}, file)
+    with pytest.raises(ValueError, match=f"`{tmp_path / 'a'}` has (nan|-?inf) in its weight `.*q_proj.weight`"):
+        merge(tmp_path / "a")
+    weights.pop(first)
     save_file(weights, file)
     with pytest.raises(ValueError, match="does not load over .*: Found missing adapter keys"):
         load(str(tmp_path / "a"), "auto")

@@ -43,6 +43,23 @@ def test_everybody_waits_when_one_is_told_to(tmp_path, status, headers, wait):
     assert len(seen) == 61
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_without_end_is_left_tried_again_and_told(tmp_path, status):
+    fault = {"match": "q2", "times": 3, "endless": status}
+    with FakeServer(faults=[fault]) as server:
+        pace = Pace(concurrency=2, attempts=2, deadline=60)
+        began = time.monotonic()
+        replies, stopped = ask(server.url, tmp_path / "l.sqlite", questions(5), pace)
+        assert time.monotonic() - began < 30 and stopped is None
+        assert replies["q2"].error == "too_long" and [r.error for r in replies.values()].count("") == 4
+        # 4 MB, and 4096 for each of 50 tokens.
+        assert replies["q2"].detail == "the reply has more than 4,399,104 bytes, which its tokens cannot take"
+        replies, _ = ask(server.url, tmp_path / "l.sqlite", questions(5), pace)
+        assert replies["q2"].text == "answer to q2"
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        assert (ledger.spent.requests, ledger.spent.maybe_requests) == (5, 3)
+
+
 def test_a_wait_longer_than_patience_ends_the_run(tmp_path):
     fault = {"match": "q3", "status": 429, "headers": {"retry-after": "121"}}
     with FakeServer(faults=[fault]) as server:

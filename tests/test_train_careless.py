@@ -52,6 +52,16 @@ def rewrite(path: str, change) -> list[dict]:
 # Values of a YAML.
 
 
+def test_paths_of_a_yaml_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    names = ("data", "eval_data", "image_root", "projector", "cache_image_features", "output_dir")
+    config, model_config = parse(tmp_path, **{name: f"~/{name}" for name in (*names, "model_name_or_path")})
+    found = [getattr(config, name) for name in names]
+    assert found == [["/home/ada/data"], ["/home/ada/eval_data"], *(f"/home/ada/{name}" for name in names[2:])]
+    with pytest.raises(FileNotFoundError, match="`/home/ada/model_name_or_path` is no directory"):
+        recipe.train(config, model_config)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -26,6 +26,7 @@ from transformers import (
 
 from processing import LlavaProcessor, load_template
 from recipes import build
+from recipes.building.writing import write_checkpoint
 from tests.tiny import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, text_config, vision_config
 
 
@@ -171,5 +172,5 @@ def checkpoint(out, tower: str = "clip", language: str = "llama", kind: str = "l
     model, joined = build.join(
         AutoModel.from_config(vision_config(tower)), language_model, made, image_processor, **choices
     )
-    build.write_checkpoint(model, joined, out)
+    write_checkpoint(model, joined, out)
     return model, joined

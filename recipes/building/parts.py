@@ -1,10 +1,12 @@
 """Loads a LLaVA, or the halves of one, from a directory or a Hub id, and refuses what is not whole."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -88,7 +90,22 @@ def load_whole(auto_class: type, name: str, **options) -> PreTrainedModel:
         raise ValueError(
             f"`{name}` lacks {len(missing)} of its weights, such as `{missing[0]}`. Give a complete checkpoint."
         )
+    check_finite(model, name)
     return model
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module, name: str) -> None:
+    """Such a model would answer, with nonsense. Extremes, because `isfinite` takes ten times as long on a CPU."""
+    for key, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point() or not weight.numel():
+            continue
+        found = [number for number in torch.stack(weight.aminmax()).tolist() if not math.isfinite(number)]
+        if found:
+            raise ValueError(
+                f"`{name}` has {found[0]} in its weight `{key}`, wanted numbers. Its training diverged, the file was "
+                "damaged, or its numbers are too large for the dtype: give an earlier checkpoint, or another --dtype."
+            )
 
 
 def load_llava(name: str, **options) -> LlavaForConditionalGeneration:

@@ -12,7 +12,7 @@ from data_generation.draining import drain_on_signals
 from data_generation.exchange import Request
 from data_generation.failures import RunStopped
 from data_generation.ledger import Ledger
-from data_generation.rows import replacing
+from data_generation.replacing import replacing
 from data_generation.scienceqa import Problem
 from data_generation.scienceqa_ensemble import (
     Replies,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_generation.rows import check_out, replacing
+from data_generation.replacing import replacing
+from data_generation.rows import check_out
 from data_generation.scienceqa import LETTERS, Problem
 from data_generation.scienceqa_scores import (
     Choice,

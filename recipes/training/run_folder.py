@@ -27,17 +27,35 @@ def alone_in(folder: Path, is_main: bool, setting: str = "output_dir") -> Iterat
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = _lock(folder, setting)
+    with _locked(folder / LOCK, folder, setting):
+        yield
+
+
+@contextmanager
+def alone_writing(out: Path) -> Iterator[None]:
+    """As `alone_in`, for a file, or for a folder that is not there before it is whole."""
+    out = out.absolute()
+    above = next(parent for parent in out.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"`{out}` cannot be written, because `{above}` is a file. Choose another place.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(out.with_name(f".{out.name}{LOCK}"), out, "--out"):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, place: Path, setting: str) -> Iterator[None]:
+    file = _lock(lock, place, setting)
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
         file.close()
 
 
-def _lock(folder: Path, setting: str) -> IO[str]:
+def _lock(lock: Path, place: Path, setting: str) -> IO[str]:
     while True:
-        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -46,12 +64,12 @@ def _lock(folder: Path, setting: str) -> IO[str]:
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(
-                    f"Another run writes into `{folder}` ({who}). Wait until it has ended, stop it, or give another "
+                    f"Another run writes into `{place}` ({who}). Wait until it has ended, stop it, or give another "
                     f"`{setting}`."
                 ) from error
-            raise ValueError(f"`{folder}` cannot be locked: {error}. Give an `{setting}` on another disk.") from error
+            raise ValueError(f"`{place}` cannot be locked: {error}. Give an `{setting}` on another disk.") from error
         try:
-            is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+            is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
         except FileNotFoundError:
             is_there = False
         if is_there:

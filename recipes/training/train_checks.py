@@ -4,6 +4,7 @@ The parser checks the command line; what a YAML gives passes it as it is.
 """
 
 import math
+import os
 from typing import Any, Literal, get_args, get_origin
 
 from transformers.integrations import get_available_reporting_integrations
@@ -50,6 +51,13 @@ def check_values(given: SFTConfig) -> None:
 def check_count(name: str, value: Any, least: int, more: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` is {value!r}, wanted a whole number of at least {least}{more}.")
+
+
+def with_home(value: Any) -> Any:
+    """Paths as a shell would give them, which reads no YAML; transformers does so with `output_dir`."""
+    if isinstance(value, list):
+        return [with_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def list_of_names(name: str, value: Any) -> list[str]:
