@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
 from importlib.metadata import version
 
@@ -77,6 +78,11 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         importlib.import_module(COMMANDS[name][0]).main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` or a pager has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        print(f"llava {name}: stopped, since nobody reads what it prints any more", file=sys.stderr)
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         # These two are how users are told what to change; anything else is a bug and keeps its traceback.
         if debug:

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -129,3 +131,15 @@ def test_a_module_that_is_no_command_is_found():
     empty.parser = lambda: argparse.ArgumentParser(prog="llava other")
     assert command_problems("empty", empty) == ["prog is `llava other`, not `llava empty`"]
     assert command_problems("other", empty) == []
+
+
+def test_a_reader_that_has_gone_is_no_error_of_ours():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "recipes.cli", "completion", "bash"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (
+        128 + signal.SIGPIPE,
+        "llava completion: stopped, since nobody reads what it prints any more\n",
+    )
