@@ -18,8 +18,9 @@ from PIL import Image
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import cli
+from recipes.measuring.answering import before
 from recipes.talking import talker as talking
-from recipes.talking.talker import Conversation, Said, before, device_of, load_talker, picture_of, steady
+from recipes.talking.talker import Conversation, Said, device_of, load_talker, picture_of, steady
 from recipes.training.train_data import load_rows
 from tests import tiny, tiny_text
 from tests.test_readme import page_problems

@@ -144,14 +144,16 @@ def answer_batch(features: Features, texts: list[list[int]], pictures: list[Any]
     found = []
     for row, text in zip(said.tolist(), tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
         reason: Literal["stop", "length"] = "stop" if has_ended(row, text, chosen) else "length"
-        for stop in stops_of(chosen):
-            text = text.split(stop)[0]
-        found.append(Answer(text.strip(), reason))
+        found.append(Answer(before(text, stops_of(chosen)).strip(), reason))
     return found
 
 
 def stops_of(chosen: GenerationConfig) -> list[str]:
     return [chosen.stop_strings] if isinstance(chosen.stop_strings, str) else chosen.stop_strings or []
+
+
+def before(text: str, stops: list[str]) -> str:
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def has_ended(said: list[int], text: str, chosen: GenerationConfig) -> bool:

@@ -18,7 +18,7 @@ from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes.building.parts import load_llava
 from recipes.measuring.answer_local import load
-from recipes.measuring.answering import Features, has_ended, stops_of
+from recipes.measuring.answering import Features, before, has_ended, stops_of
 from recipes.measuring.generation_flags import chosen_generation
 from recipes.measuring.questions import Picture
 from recipes.merge import base_of
@@ -195,10 +195,6 @@ def steady(text: str, stops: list[str]) -> str:
     text = before(text, stops).strip().rstrip("\N{REPLACEMENT CHARACTER}")
     half = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
     return text[: len(text) - half].rstrip()
-
-
-def before(text: str, stops: list[str]) -> str:
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def load_talker(
