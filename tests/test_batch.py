@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,49 +146,42 @@ def test_a_refused_batch_says_why(tmp_path):
         fill(server, tmp_path, 5)
 
 
+# Children of a process with one thread: a child of this one could find locks held by threads that it does not have.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload([__name__])
+
+
 class Points:
     """Kills this process after so many steps: every commit of the ledger, every answer of the server."""
 
     def __init__(self, left: int):
         self.left = left
 
-    def pass_one(self) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def counted(self, call):
+        async def calling(*args):
+            found = await call(*args)
+            self.left -= 1
+            if self.left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        return calling
+
+
+def fill_until(url: str, folder: Path, count: int, steps: int) -> None:
+    points = Points(steps)
+    Ledger.put, Ledger.do = points.counted(Ledger.put), points.counted(Ledger.do)
+    BatchTeacher._call = points.counted(BatchTeacher._call)
+    fill(SimpleNamespace(url=url), folder, count)
 
 
 def fill_and_die(server: FakeServer, folder: Path, count: int, steps: int) -> bool:
     """In a child process; False if it came to the end before."""
-    child = os.fork()
-    if child == 0:
-        try:
-            points = Points(steps)
-            put, do, call = Ledger.put, Ledger.do, BatchTeacher._call
-
-            async def counted_put(self, attempt):
-                found = await put(self, attempt)
-                points.pass_one()
-                return found
-
-            async def counted_do(self, work):
-                found = await do(self, work)
-                points.pass_one()
-                return found
-
-            async def counted_call(self, send):
-                found = await call(self, send)
-                points.pass_one()
-                return found
-
-            Ledger.put, Ledger.do, BatchTeacher._call = counted_put, counted_do, counted_call
-            fill(server, folder, count)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+    child = CLEAN.Process(target=fill_until, args=(server.url, folder, count, steps))
+    child.start()
+    child.join(120)
+    assert child.exitcode in (0, -signal.SIGKILL), child.exitcode
+    return child.exitcode != 0
 
 
 @pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])

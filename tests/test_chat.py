@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -331,11 +332,9 @@ def test_a_terminal_is_forgiven_and_interrupts_answers_only(folder, tmp_path):
     model.config.text_config.max_position_embeddings = 60_000
     model.save_pretrained(endless)
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "recipes.cli", "chat", "--model", str(endless), "--device", "cpu"]
+    command = [sys.executable, "-c", AT_TERMINAL, "chat", "--model", str(endless), "--device", "cpu"]
     command += ["--max_new_tokens", "50000", "--min_new_tokens", "50000"]
-    process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=folder, preexec_fn=take_terminal
-    )
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=folder)
     os.close(slave)
     shown = Shown(master)
     shown.until("> ")
@@ -343,7 +342,7 @@ def test_a_terminal_is_forgiven_and_interrupts_answers_only(folder, tmp_path):
     shown.until("error: ", "none.png", "> ")
     os.write(master, b"Hi?\n")
     shown.until("Hi?\r\n")
-    shown.more()
+    shown.words()  # before the first of them, Ctrl-C takes the question back
     os.write(master, b"\x03")
     shown.until("Stopped; what was said stays.", "> ")
     os.write(master, b"\x03")
@@ -357,9 +356,13 @@ def test_a_terminal_is_forgiven_and_interrupts_answers_only(folder, tmp_path):
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
 
 
-def take_terminal() -> None:
-    """Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal."""
-    os.close(os.open(os.ttyname(0), os.O_RDWR))
+# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal.
+AT_TERMINAL = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+from recipes.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 class Shown:
@@ -367,7 +370,12 @@ class Shown:
         self.terminal, self.text = terminal, ""
 
     def more(self) -> None:
+        assert select.select([self.terminal], [], [], 120)[0], f"nothing more came behind {self.text!r}"
         self.text += os.read(self.terminal, 4096).decode(errors="replace")
+
+    def words(self) -> None:
+        while not re.search(r"\w", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", self.text)):
+            self.more()
 
     def until(self, *parts: str) -> None:
         for part in parts:

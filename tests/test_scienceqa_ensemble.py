@@ -228,7 +228,7 @@ def test_after_ctrl_c_the_same_command_goes_on(tmp_path, command, capsys):
         while server.stats()["requests"] < 7:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate()
+        out, _ = process.communicate(timeout=120)
         assert process.returncode == 130
         assert "Nothing that was answered is lost: the same command goes on from here." in out
         assert 7 <= server.stats()["total"] < 12 and not (tmp_path / "out/baseline.jsonl").exists()
