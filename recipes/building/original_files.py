@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from modeling_llava.convert_original import is_original, read_facts, split, stock_projector
+from recipes.building.hub import check_reachable
 from recipes.building.parts import check_finite, check_json_files, read_json
 
 
@@ -115,6 +116,7 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
+    check_reachable(name)
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except HFValidationError:

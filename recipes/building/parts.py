@@ -22,6 +22,7 @@ from transformers.utils import cached_file, logging
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
+from recipes.building.hub import check_reachable
 
 
 JSON_OBJECTS = (
@@ -61,9 +62,11 @@ def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[Pre
 
 
 def check_is_no_lost_path(name: str) -> None:
-    """What cannot be a Hub id is not looked for there."""
+    """What cannot be a Hub id is not looked for there, and no other name where there is no network."""
     if name[:1] in ("", ".", "/", "~") and not Path(name).is_dir():
         raise FileNotFoundError(f"`{name}` is no directory. Check the path, or give a Hub id such as `owner/name`.")
+    if not Path(name).exists():
+        check_reachable(name)
 
 
 def check_json_files(folder: str | Path) -> None:
@@ -224,6 +227,8 @@ def load_tokenizer(name: str, config: PreTrainedConfig | None = None) -> PreTrai
 
 def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """The path of one file of a directory or Hub id, None where it has no such file."""
+    if not Path(name).exists():
+        check_reachable(name)
     try:
         found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from processing.mixing import count_rows, mix
+from recipes.building.hub import check_reachable
 
 
 UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
@@ -97,6 +98,8 @@ def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
             f"`{data}` is there, but no data set. Wanted a .jsonl or .parquet file, a folder of .parquet files, or "
             "one that `save_to_disk` wrote."
         )
+    if not path.exists():
+        check_reachable(data, "dataset")
     # Absolute, because a folder may have the name of a format, as "parquet".
     return _load_dataset(str(path.resolve()) if path.exists() else data, data, streaming)
 
