@@ -71,6 +71,13 @@ def is_original(config: Mapping) -> bool:
     return "text_config" not in config and any(key.startswith("mm_") for key in config)
 
 
+FACTS = (
+    ("mm_vision_tower", str, "a Hub id or directory"),
+    ("mm_vision_select_layer", int, "the number of a layer"),
+    ("tokenizer_model_max_length", int, "a number of tokens"),
+)
+
+
 def read_facts(config: Mapping, name: str) -> Facts:
     """The facts in an original config.json; what this project's classes cannot compute is refused here."""
     projector = config.get("mm_projector_type", "linear") if config else None
@@ -97,6 +104,10 @@ def read_facts(config: Mapping, name: str) -> Facts:
     if feature not in ("patch", "cls_patch"):
         raise ValueError(f"`{name}` says `mm_vision_select_feature: {feature}`, wanted `patch` or `cls_patch`.")
 
+    for key, kind, wanted in FACTS:
+        if not isinstance(value := config.get(key), kind | None):
+            raise ValueError(f"`{name}` says `{key}: {value!r}`, wanted {wanted}. Give its original config.json.")
+
     facts = Facts(
         projector_type=PROJECTOR_TYPES.get(projector),
         vision_tower=config.get("mm_vision_tower") or config.get("vision_tower"),
@@ -111,6 +122,9 @@ def read_facts(config: Mapping, name: str) -> Facts:
     if not config.get("image_aspect_ratio"):
         facts.assumed.append("`image_aspect_ratio` is `square`, the original's default")
     return facts
+
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 def language_config(config: Mapping, name: str) -> PreTrainedConfig:
@@ -130,9 +144,12 @@ def language_config(config: Mapping, name: str) -> PreTrainedConfig:
     fields = {key: value for key, value in config.items() if key in known}
     if fields.get("pad_token_id") is not None and fields["pad_token_id"] < 0:
         fields["pad_token_id"] = None  # the first LLaMA conversions wrote -1 for "none"
-    missing = [k for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads") if k not in fields]
+    missing = [k for k in SIZES if k not in fields]
     if missing:
         raise ValueError(f"The config of `{name}` does not say {listed(missing)}. Give a complete config.json.")
+    odd = [k for k in SIZES if not isinstance(fields[k], int) or fields[k] < 1]
+    if odd:
+        raise ValueError(f"The config of `{name}` says `{odd[0]}: {fields[odd[0]]!r}`, wanted a whole number from 1.")
     return config_class(**fields)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         rank, world_size: Which process this is, of how many.
         skip_invalid: Conversations that cannot be used are counted in `rejected`, and logged; otherwise an error.
         called: The data, as errors name it.
+        name_bad_line: Called where a text is no UTF-8; raises an error that names its place, if it can find it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         world_size: int = 1,
         skip_invalid: bool = False,
         called: str = "the stream",
+        name_bad_line: Callable[[], None] | None = None,
     ):
         self.source = source.decode(False) if source.features else source
         self.processor = processor
@@ -71,6 +73,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
         self.world_size = world_size
         self.skip_invalid = skip_invalid
         self.called = called
+        self.name_bad_line = name_bad_line
         self.rejected: Counter[str] = Counter()
         self.num_cut = 0
         self._state: dict[str, Any] = {}
@@ -94,8 +97,7 @@ class StreamingRows(torch.utils.data.IterableDataset):
             source.set_epoch(state["epoch"])
             source.load_state_dict(state["source"])
             first_block, num_rows = state["block"], 0
-            # `iter`, unlike `__iter__`, leaves the division among workers to us.
-            for block in source.iter(batch_size=self.buffer_size):
+            for block in self._blocks(source):
                 rows = self._pack(block, state)
                 num_rows += len(rows)
                 for emitted in range(state["emitted"], len(rows)):
@@ -108,6 +110,15 @@ class StreamingRows(torch.utils.data.IterableDataset):
                     "nothing to train on. Use fewer of them, or check the data."
                 )
             state = state | {"epoch": state["epoch"] + 1, "source": None, "block": 0, "emitted": 0}
+
+    def _blocks(self, source: IterableDataset) -> Iterator[dict[str, list]]:
+        try:
+            # `iter`, unlike `__iter__`, leaves the division among workers to us.
+            yield from source.iter(batch_size=self.buffer_size)
+        except UnicodeDecodeError as error:
+            if self.name_bad_line is not None:
+                self.name_bad_line()
+            raise ValueError(f"A text of {self.called} is no UTF-8: {error}. Save it as UTF-8.") from error
 
     def _lane(self) -> dict[str, Any]:
         info = torch.utils.data.get_worker_info()

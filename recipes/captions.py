@@ -61,14 +61,14 @@ def build(args: argparse.Namespace) -> dict:
             f"{counts}\n{chosen.sum():,} captions chosen, {facts or 'without filter'}. Nothing is written."
         )
 
-    if args.concepts != "none":
-        title = f"Noun phrases of {len(chosen):,} captions, {chosen.sum():,} kept"
-        draw_frequencies(before, after, args.max_captions, title, args.out.with_suffix(".phrases.png"))
     embedded = pairs.embedded()
     kept = iter(np.frombuffer(numbers, dtype=np.int64)[chosen].tolist())
     rows = pairs.rows(kept, questions, args.seed, args.source or args.data.stem, embedded)
     rows = tqdm(rows, desc="writing rows", total=int(chosen.sum()), unit="", disable=None)
     num_rows = write_rows(rows, args.out, row_features(embedded))
+    if args.concepts != "none":
+        title = f"Noun phrases of {len(chosen):,} captions, {chosen.sum():,} kept"
+        draw_frequencies(before, after, args.max_captions, title, args.out.with_suffix(".phrases.png"))
     report = {"data": str(args.data), "usable": len(chosen), "rows": num_rows, "seed": args.seed, **facts}
     report |= {"rejected": counts.rejected, "examples": counts.examples}
     with replacing(args.out.with_suffix(".report.json")) as file:

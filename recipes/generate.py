@@ -58,6 +58,10 @@ def dry_run(run: Run) -> None:
     args, summary = run.args, Summary()
     found = estimate(run.plan, run.tasks(summary), run.find, run.host)
     print(describe(summary))
+    if not summary.tasks.kept and args.shard is None:
+        raise ValueError(
+            "No image of the source can be asked about, for the reasons above: a run would write nothing."
+        )
     print("\n".join(found.lines(prices_of(args), args.rpm, args.tpm)))
 
 

@@ -32,7 +32,7 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaF
             f"The adapter of `{adapter}` does not load over `{base or trained_on}`: {reason_of(error)}. Give a folder "
             "that a LoRA training wrote to its end, and the base that it was trained on."
         ) from error
-    check_finite(merged, str(adapter))
+    check_finite(merged.named_parameters(), str(adapter))
     return merged
 
 

@@ -92,6 +92,9 @@ def test_pickles_of_more_than_tensors_are_refused_and_not_run(tmp_path, spm, tow
         ({"num_hidden_layers": 3}, "lacks 9 tensors \\(`model.layers.2.input_layernorm.weight`.* and 5 more\\)"),
         ({"num_hidden_layers": 1}, "has 9 tensors without a place \\(`model.layers.1.input"),
         ({"hidden_size": "absent"}, "does not say `hidden_size`"),
+        ({"mm_vision_tower": 3}, "says `mm_vision_tower: 3`, wanted a Hub id or directory"),
+        ({"mm_vision_select_layer": "a"}, "says `mm_vision_select_layer: 'a'`, wanted the number of a layer"),
+        ({"num_attention_heads": 0}, "says `num_attention_heads: 0`, wanted a whole number from 1"),
         ({"mm_use_im_start_end": True}, "the 400 rows of the language model leave no place for `<im_start>`"),
     ],
     ids=lambda value: str(value)[:40],
@@ -137,6 +140,26 @@ def rewrite(directory: Path, change):
             lambda d: write_json(d / "pytorch_model.bin.index.json", {"weight_map": {"a": "../x.bin"}}),
             "does not list the weight files of its directory",
         ),
+        (
+            lambda d: write_json(d / "pytorch_model.bin.index.json", {"weight_map": ["x.bin"]}),
+            "does not list the weight files of its directory",
+        ),
+        (lambda d: (d / "pytorch_model.bin").write_text("hello"), "pytorch_model.bin` cannot be read as a file of to"),
+        (
+            lambda d: (d / "pytorch_model.bin").write_bytes(b""),
+            "pytorch_model.bin` cannot be read .*EOFError",
+        ),
+        (
+            lambda d: rewrite(d, lambda t: t["model.mm_projector.2.bias"].fill_(float("nan"))),
+            "pytorch_model.bin` has nan in its weight `model.mm_projector.2.bias`",
+        ),
+        (
+            lambda d: rewrite(d, lambda t: t["lm_head.weight"].fill_(float("inf"))),
+            "pytorch_model.bin` has inf in its weight `lm_head.weight`",
+        ),
+        (lambda d: write_json(d / "config.json", []), "config.json` holds a list, wanted an object"),
+        (lambda d: write_json(d / "generation_config.json", []), "generation_config.json` holds a list, wanted an"),
+        (lambda d: write_json(d / "added_tokens.json", []), "added_tokens.json` holds a list, wanted an object"),
         (lambda d: (d / "tokenizer.model").unlink(), "has no vocabulary. Put its tokenizer.model"),
         (
             lambda d: rewrite(d, lambda t: t.pop("lm_head.weight")),

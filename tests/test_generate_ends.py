@@ -144,6 +144,15 @@ def test_a_password_in_the_address_is_said_at_once_and_not_repeated(tmp_path, ca
 # -- beside a run --
 
 
+def test_a_dry_run_of_a_source_without_a_usable_image_fails_as_the_run_would(tmp_path, capsys):
+    (tmp_path / "scenes.jsonl").write_text('{"id": "1", "image": "gone.jpg", "captions": ["A cat."]}\n' * 2)
+    words = ["generate", "--source", "jsonl", "--data", str(tmp_path / "scenes.jsonl"), "--model", "m"]
+    assert llava([*words, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert "missing-file" in out
+    assert "error: No image of the source can be asked about, for the reasons above" in err
+
+
 def test_a_dry_run_counts_what_a_run_that_is_on_has_been_answered(tmp_path, capsys):
     out = tmp_path / "o"
     with TeacherServer(latency=0.3) as server:

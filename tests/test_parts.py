@@ -4,18 +4,24 @@ import json
 import subprocess
 import sys
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import data, reproduce
-from recipes.building.parts import load_llava, load_processor
+from recipes.building.hub import check_reachable
+from recipes.building.original_files import locate
+from recipes.building.parts import load_llava, load_processor, load_tokenizer, load_vision_tower
 from recipes.measuring.answer_local import load
 from recipes.merge import merge
 from recipes.quickstart import TINY, Quickstart
+from recipes.training.train_data import load_rows
 from tests.copies import spoilt as spoilt
 from tests.copies import whole as whole
 
@@ -101,6 +107,28 @@ def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(tmp_path):
                 read(name)
     with pytest.raises(ValueError, match="`nobody/none` is no folder here, and was not found on the Hub"):
         load_llava("nobody/none")
+
+
+def test_without_network_a_name_is_tried_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    tried = []
+
+    def no_network(request):
+        tried.append(request.method)
+        raise httpx2.ConnectError("Name or service not known")
+
+    set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(no_network)))
+    try:
+        for read in (load_llava, load_processor, load_vision_tower, load_tokenizer, locate, load_rows):
+            with pytest.raises(FileNotFoundError, match="`models/mine` is no file or folder here, and the Hub cannot"):
+                read("models/mine")
+            assert [tried.pop(), tried] == ["HEAD", []]
+        (tmp_path / "cache/models--models--mine").mkdir(parents=True)
+        check_reachable("models/mine")
+        assert not tried
+    finally:
+        set_client_factory(default_client_factory)
 
 
 def test_an_adapter_that_is_not_whole_is_told(whole, tmp_path):

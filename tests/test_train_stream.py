@@ -10,6 +10,7 @@ import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
 
+from processing.streaming import StreamingRows
 from recipes.training.train_data import load_rows, load_stream, load_streams
 from recipes.training.trainer import LlavaTrainer
 from tests import training
@@ -23,6 +24,21 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training.write_data_and_start(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_line_that_is_no_utf8_is_named(workplace, bad):
+    lines = Path("data.jsonl").read_bytes().splitlines(keepends=True)
+    lines[bad] = lines[bad].replace(b'"text": "', b'"text": "\xe9', 1)
+    Path("data-1.jsonl").write_bytes(b"".join(lines))
+    words = f"`data-1.jsonl`, line {bad + 1}: 'utf-8' codec can't decode byte 0xe9 .* Save the file as UTF-8"
+    with pytest.raises(ValueError, match=words):
+        load_rows("data-*.jsonl")
+    with pytest.raises(ValueError, match=words):
+        training.run(workplace, **STREAM, data=["data.jsonl", "data-*.jsonl"])
+    with pytest.raises(ValueError, match="A text of the stream is no UTF-8"):
+        source = load_dataset("json", data_files="data-1.jsonl", split="train", streaming=True)
+        list(StreamingRows(source, None, max_length=300))
 
 
 @pytest.fixture

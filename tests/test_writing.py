@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_generation.batch_files import write_lines
 from data_generation.data_set import write_text
 from data_generation.replacing import partial_of, replacing
 from recipes import cli
@@ -73,6 +74,36 @@ def test_a_file_that_cannot_be_begun_is_told_by_its_own_name(tmp_path, monkeypat
     monkeypatch.setattr("tempfile.mkstemp", fail)
     with pytest.raises(OSError, match="No space left on device: '.*/x'"), replacing(tmp_path / "x"):
         pass
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """`tmp_path` takes names and no bytes, as a disk that is full does; one that a mount would take root for."""
+    write = os.write
+
+    def refuse(handle, data):
+        if str(tmp_path) in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(28, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr("os.write", refuse)
+    return tmp_path
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_place_before_any_work(full_disk, capsys):
+    assert cli.main(["build", "--vision", "v", "--language", "l", "--out", str(full_disk / "new")]) == 1
+    assert f"error: `{full_disk / 'new'}`: No space left on device. Make space" in capsys.readouterr().err
+    assert not list(full_disk.iterdir())
+
+
+def test_lines_that_cannot_be_written_leave_nothing(tmp_path):
+    def lines():
+        yield b"one"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: '.*/lines.jsonl'"):
+        write_lines(lines(), tmp_path / "lines.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

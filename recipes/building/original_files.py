@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from modeling_llava.convert_original import is_original, read_facts, split, stock_projector
-from recipes.building.parts import read_json
+from recipes.building.hub import check_reachable
+from recipes.building.parts import check_finite, check_json_files, read_json
 
 
 KINDS = {
@@ -33,6 +34,8 @@ class Original:
         self.source, self.base = source, base
         path = locate(source)
         self.directory = path if path.is_dir() else path.parent
+        if path.is_dir():
+            check_json_files(path)
         self.config = self._read_config(path)
         self.facts = read_facts(self.config, source)
         self.kind = self._kind(path)
@@ -113,6 +116,7 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
+    check_reachable(name)
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except HFValidationError:
@@ -126,7 +130,8 @@ def weight_files(directory: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{name}.index.json"
         if index.exists():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            places = read_json(index).get("weight_map")
+            shards = sorted(map(str, set(places.values()))) if isinstance(places, dict) else []
             if not shards or any(Path(shard).name != shard for shard in shards):
                 raise ValueError(f"`{index}` does not list the weight files of its directory. Download it again.")
             missing = [shard for shard in shards if not (directory / shard).exists()]
@@ -144,7 +149,9 @@ def weight_files(directory: Path) -> list[Path]:
 def read_tensors(files: list[Path], keep: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
     tensors = {}
     for file in tqdm(files, desc="Reading weight files", disable=len(files) == 1):
-        tensors |= _read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_pickle(file, keep)
+        found = _read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_pickle(file, keep)
+        check_finite(found.items(), str(file))
+        tensors |= found
     return tensors
 
 
@@ -164,13 +171,17 @@ def _read_safetensors(file: Path, keep: Callable[[str], bool]) -> dict[str, torc
 
 
 def _read_pickle(file: Path, keep: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    try:
-        with no_pickled_code(file):
+    with no_pickled_code(file):
+        try:
             # A file in the zip format (torch 1.6 and later) is mapped: what is not needed is not read.
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).partition(". ")[0]
-        raise ValueError(f"`{file}` cannot be read as a file of torch.save ({reason}). Download it again.") from error
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # bytes that are no pickle lead to errors of any kind
+            reason = str(error).partition(". ")[0] or type(error).__name__
+            raise ValueError(
+                f"`{file}` cannot be read as a file of torch.save ({reason}). Download it again."
+            ) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()
     ):

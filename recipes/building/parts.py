@@ -2,11 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -22,6 +22,17 @@ from transformers.utils import cached_file, logging
 
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
+from recipes.building.hub import check_reachable
+
+
+JSON_OBJECTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+)
 
 
 def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -51,13 +62,23 @@ def load_vision_tower(name: str, dtype: str | torch.dtype = "auto") -> tuple[Pre
 
 
 def check_is_no_lost_path(name: str) -> None:
-    """What cannot be a Hub id is not looked for there."""
+    """What cannot be a Hub id is not looked for there, and no other name where there is no network."""
     if name[:1] in ("", ".", "/", "~") and not Path(name).is_dir():
         raise FileNotFoundError(f"`{name}` is no directory. Check the path, or give a Hub id such as `owner/name`.")
+    if not Path(name).exists():
+        check_reachable(name)
+
+
+def check_json_files(folder: str | Path) -> None:
+    """transformers reads them one after another, and not every error of its names the file."""
+    for name in JSON_OBJECTS:
+        if (file := Path(folder, name)).is_file():
+            read_json(file)
 
 
 def load_config(name: str) -> PreTrainedConfig:
     check_is_no_lost_path(name)
+    check_json_files(name)
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -90,14 +111,14 @@ def load_whole(auto_class: type, name: str, **options) -> PreTrainedModel:
         raise ValueError(
             f"`{name}` lacks {len(missing)} of its weights, such as `{missing[0]}`. Give a complete checkpoint."
         )
-    check_finite(model, name)
+    check_finite(model.named_parameters(), name)
     return model
 
 
 @torch.no_grad()
-def check_finite(model: nn.Module, name: str) -> None:
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], name: str) -> None:
     """Such a model would answer, with nonsense. Extremes, because `isfinite` takes ten times as long on a CPU."""
-    for key, weight in model.named_parameters():
+    for key, weight in weights:
         if weight.is_meta or not weight.is_floating_point() or not weight.numel():
             continue
         found = [number for number in torch.stack(weight.aminmax()).tolist() if not math.isfinite(number)]
@@ -111,6 +132,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 def load_llava(name: str, **options) -> LlavaForConditionalGeneration:
     """From safetensors alone, which cannot run code; the halves of `build` may come as older files."""
     check_is_llava(name, options.get("revision"))
+    check_json_files(name)
     return load_whole(LlavaForConditionalGeneration, name, use_safetensors=True, **options)
 
 
@@ -205,6 +227,8 @@ def load_tokenizer(name: str, config: PreTrainedConfig | None = None) -> PreTrai
 
 def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """The path of one file of a directory or Hub id, None where it has no such file."""
+    if not Path(name).exists():
+        check_reachable(name)
     try:
         found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:

@@ -73,9 +73,14 @@ def _lock(lock: Path, place: Path, setting: str) -> IO[str]:
         except FileNotFoundError:
             is_there = False
         if is_there:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            try:
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            except OSError as error:
+                lock.unlink()
+                file.close()
+                error.filename = str(place)  # a full disk names no file
+                raise
             return file
         file.close()  # a run that ended took its file away between our opening and locking it
 

@@ -20,11 +20,14 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from processing.mixing import count_rows, mix
+from recipes.building.hub import check_reachable
 
 
 UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
 NO_PICTURES = List(Value("null"))  # what JSON with nothing but empty lists gives
 COLUMNS = ("id", "image_id", "messages", "images")
+JSON_SUFFIXES = (".jsonl", ".json")
+SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 STREAM_SHARDS = 64  # of a saved data set that is read as a stream: what processes and workers are dealt
 
 
@@ -77,8 +80,8 @@ def load_stream(data: str, image_root: str | None = None) -> IterableDataset:
 
 def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
     path = Path(data)
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    if path.suffix in SUFFIXES:
+        files = files_of(path)
         missing = [file for file in files if not file.is_file()]
         if missing or not files:
             raise ValueError(f"`data` names `{data}`, which is no file. Check the path.")
@@ -86,9 +89,11 @@ def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
         if empty:
             raise ValueError(f"`{empty[0]}` is empty. Check how it was written.")
         kind = "parquet" if path.suffix == ".parquet" else "json"
+        rows = _load_dataset(kind, data, streaming, data_files=[str(file) for file in files])
         if kind == "json" and not streaming:
-            check_utf8(files)
-        return _load_dataset(kind, data, streaming, data_files=[str(file) for file in files])
+            with named(data):  # `datasets` takes any bytes, which would stop the first who reads the row as text
+                rows.data.table.validate(full=True)
+        return rows
     if (path / "state.json").is_file():
         rows = load_from_disk(path)
         return rows.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(rows) or 1)) if streaming else rows
@@ -97,6 +102,8 @@ def _load(data: str, streaming: bool) -> Dataset | IterableDataset:
             f"`{data}` is there, but no data set. Wanted a .jsonl or .parquet file, a folder of .parquet files, or "
             "one that `save_to_disk` wrote."
         )
+    if not path.exists():
+        check_reachable(data, "dataset")
     # Absolute, because a folder may have the name of a format, as "parquet".
     return _load_dataset(str(path.resolve()) if path.exists() else data, data, streaming)
 
@@ -112,13 +119,18 @@ def named(data: str) -> Iterator[None]:
     try:
         yield
     except (DatasetGenerationError, ValueError) as error:  # pyarrow's are ValueErrors, too
+        check_utf8([data])
         reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".!")
         raise ValueError(f"`{data}` cannot be read: {reason}. Repair the file, or write it again.") from error
 
 
-def check_utf8(files: list[Path]) -> None:
-    """`datasets` takes any bytes; they would stop the first who reads the row as text, who does not know the file."""
-    for path in files:
+def files_of(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+
+
+def check_utf8(data: list[str]) -> None:
+    """Names the first line of JSON files that is none: whoever reads a row as text knows neither file nor line."""
+    for path in (file for one in data if Path(one).suffix in JSON_SUFFIXES for file in files_of(Path(one))):
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from processing.streaming import StreamingRows
 from recipes.training.checkpoints import hash_of
 from recipes.training.throughput import count_padded, count_trees
 from recipes.training.train_config import TrainConfig
-from recipes.training.train_data import load_mixture, load_streams
+from recipes.training.train_data import check_utf8, load_mixture, load_streams
 
 
 ROWS_PER_PROCESS = 5000  # that encode text: fewer are not worth starting another
@@ -128,6 +129,7 @@ def stream_rows(config: TrainConfig, found: Streamed, processor: LlavaProcessor)
         world_size=config.world_size,
         skip_invalid=config.skip_invalid,
         called=", ".join(f"`{source['data']}`" for source in found.sources),
+        name_bad_line=partial(check_utf8, [source["data"] for source in found.sources]),
     )
 
 
