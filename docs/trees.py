@@ -1,6 +1,6 @@
 """Draws docs/trees.svg: conversations that `processing` has encoded, planned and laid out, token by token.
 
-    python docs/trees.py
+    python -m docs.trees
 
 Nothing in the picture is placed by hand, so that it shows what training does. tests/test_docs_site.py compares it with
 a fresh one.

@@ -3,7 +3,7 @@
     llava build --vision openai/clip-vit-large-patch14-336 --language lmsys/vicuna-7b-v1.5 \
         --projector mlp --template vicuna_v1 --out checkpoints/llava-7b-start
 
-This is the only place that knows both a weight and a tokenizer. What the parts say of themselves (patch size, tokens
+What the parts say of themselves (patch size, tokens
 per image, widths, stop tokens) is read or measured here and written once to the config and once to the processor.
 """
 

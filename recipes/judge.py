@@ -2,7 +2,8 @@
 
     llava judge --questions qa90_questions.jsonl --context caps_boxes_coco2014_val_80.jsonl \
         --reference qa90_gpt4_answer.jsonl --answers llava-7b.jsonl llava-13b.jsonl --model gpt-4o --out runs/judge
-    llava judge --data data/held-out --answers answers.jsonl --model m --base-url http://localhost:8000/v1 --out runs/j
+    llava judge --data data/held-out --context scenes.jsonl --answers answers.jsonl --model m \
+        --base-url http://localhost:8000/v1 --out runs/judge
     llava judge --summarize reviews/*.jsonl
 
 Every reply is stored before anything is done with it: the same command again asks for what is missing only. The key

@@ -1,10 +1,10 @@
-"""Scores answers to public benchmarks, by the rules in recipes/metrics.
+"""Scores answers to public benchmarks, by the rules in recipes/measuring/metrics.
 
     llava score pope --questions llava_pope_test.jsonl --annotations coco --answers answers.jsonl --out scores.json
     llava score vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers answers.jsonl --submission upload.json
 
 Every question needs one answer, unless --allow-missing. What cannot be read as an answer is counted and listed in
-scores.json, and is not left out of the score.
+the file of `--out`, and is not left out of the score.
 """
 
 import argparse
