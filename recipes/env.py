@@ -68,7 +68,8 @@ def built_for(cuda: str | None) -> str:
 
 
 def settings() -> list[str]:
-    shown = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    # An address may have a name and a password in front of its host.
+    shown = [f"{n}={re.sub(r'(?<=//)[^/@]*@', '***@', os.environ[n])}" for n in VARIABLES if n in os.environ]
     keys = {"token of the Hub": get_token(), "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY")}
     return shown + [f"{name}: {'set' if key else 'not set'}" for name, key in keys.items()]
 

@@ -9,13 +9,14 @@ def test_it_shows_versions_devices_and_settings_but_no_secret(monkeypatch, capsy
     monkeypatch.setenv("HF_TOKEN", "hf_topsecret")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-topsecret")
     monkeypatch.setenv("HF_HOME", "/somewhere")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://me:topsecret@here/v1")
     env.main([])
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert lines[0].startswith(f"visual-instruction-tuning {version('visual-instruction-tuning')}")
     assert f"torch {version('torch')}" in lines and f"transformers {version('transformers')}" in lines
     assert any(line.startswith("CPU: ") for line in lines) and any(line.startswith("GPU") for line in lines)
-    assert "HF_HOME=/somewhere" in lines
+    assert "HF_HOME=/somewhere" in lines and "OPENAI_BASE_URL=https://***@here/v1" in lines
     assert lines[-2:] == ["token of the Hub: set", "OPENAI_API_KEY: set"] and "secret" not in shown
 
 

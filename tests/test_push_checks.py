@@ -143,6 +143,7 @@ def test_a_file_that_was_cut_off_is_refused(spoilt, whole):
         (lambda w: w.pop("multi_modal_projector.linear_1.weight"), "lacks 1 weights"),
         (lambda w: w.update(extra=torch.zeros(2)), "has, besides those of the model, 1 weights, such as `extra`"),
         (lambda w: w.update({"multi_modal_projector.linear_1.bias": torch.zeros(5)}), "does not load"),
+        (lambda w: w["multi_modal_projector.linear_1.bias"].fill_(float("nan")), "has nan in its weight"),
     ],
 )
 def test_weights_that_are_not_those_of_the_model_are_refused(spoilt, whole, change, words):

@@ -6,7 +6,7 @@ from typing import Literal
 import httpx2
 from datasets import config as datasets_config
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
 
@@ -26,7 +26,7 @@ def check_reachable(name: str, kind: Literal["model", "dataset"] = "model") -> N
         return
     try:
         get_hf_file_metadata(hf_hub_url(name, FIRST[kind], repo_type=kind), timeout=SECONDS)
-    except HfHubHTTPError:
+    except (HfHubHTTPError, HFValidationError):
         return
     except httpx2.TransportError as error:
         raise FileNotFoundError(

@@ -3,7 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from recipes.building.parts import read_json
+from safetensors import safe_open
+
+from recipes.building.parts import check_finite, read_json
 from recipes.publishing.push_files import Upload
 
 
@@ -32,6 +34,10 @@ def check_loads(folder: Path, uploads: list[Upload]) -> int:
                 Path(place, upload.name).symlink_to(upload.source.resolve())
         parameters = load_stock_model(folder, place)
         load_stock_processor(folder, place, config)
+    for upload in uploads:
+        if upload.name.endswith(".safetensors") and "/" not in upload.name:
+            with safe_open(upload.source, "pt") as file:
+                check_finite(((name, file.get_tensor(name)) for name in file.keys()), str(upload.source))  # noqa: SIM118
     return parameters
 
 
