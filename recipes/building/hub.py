@@ -8,6 +8,7 @@ from datasets import config as datasets_config
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 
 
 FIRST = {"model": "config.json", "dataset": "README.md"}  # what is asked for first
@@ -18,6 +19,10 @@ def check_reachable(name: str, kind: Literal["model", "dataset"] = "model") -> N
     """The libraries would try six times in half a minute to find what may be a misspelt path. What a cache has is not
     asked for here, and what the Hub answers is theirs to tell.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return
     caches = (
         Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind)),
         Path(datasets_config.HF_DATASETS_CACHE, name.replace("/", "___")),
@@ -26,7 +31,7 @@ def check_reachable(name: str, kind: Literal["model", "dataset"] = "model") -> N
         return
     try:
         get_hf_file_metadata(hf_hub_url(name, FIRST[kind], repo_type=kind), timeout=SECONDS)
-    except (HfHubHTTPError, HFValidationError):
+    except HfHubHTTPError:
         return
     except httpx2.TransportError as error:
         raise FileNotFoundError(
