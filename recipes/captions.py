@@ -24,7 +24,7 @@ from data_generation.prompting import load_questions
 from data_generation.rejections import Counts
 from data_generation.replacing import replacing
 from data_generation.rows import check_out, row_features, write_rows
-from recipes.training.run_folder import alone_writing
+from recipes.run_folder import alone_writing
 
 
 def build(args: argparse.Namespace) -> dict:

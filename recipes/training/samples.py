@@ -16,7 +16,7 @@ from data_generation.page import document
 from processing import LlavaProcessor, open_image
 from processing.conversation import pictures_in
 from processing.rows import own_bytes, read_pictures
-from recipes.training.checkpoints import write_atomically
+from recipes.run_folder import write_atomically
 from recipes.training.train_config import TrainConfig
 from recipes.training.train_rows import Encoded
 
