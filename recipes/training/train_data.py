@@ -19,10 +19,9 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from processing.mixing import count_rows, mix
+from processing.mixing import UNOPENED, count_rows, mix
 
 
-UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
 NO_PICTURES = List(Value("null"))  # what JSON with nothing but empty lists gives
 COLUMNS = ("id", "image_id", "messages", "images")
 STREAM_SHARDS = 64  # of a saved data set that is read as a stream: what processes and workers are dealt
