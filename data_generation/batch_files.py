@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_generation.exchange import Request
+from data_generation.replacing import replacing
 
 
 KEY_DIGITS = 32
@@ -30,15 +30,11 @@ def request_line(request: Request, key: str) -> bytes:
 
 def write_lines(lines: Iterable[bytes], path: Path) -> str:
     """Writes all or nothing; the SHA-256 of what was written."""
-    digest, partial = hashlib.sha256(), path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "wb") as file:
+    digest = hashlib.sha256()
+    with replacing(path) as file:
         for line in lines:
             digest.update(line)
             file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
     return digest.hexdigest()
 
 
