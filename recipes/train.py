@@ -55,7 +55,6 @@ from recipes.training.train_rows import (
     longest,
     plan,
     stream_rows,
-    usable_rows,
 )
 from recipes.training.trainable import (
     choose_trainable,
@@ -189,7 +188,7 @@ def make_trainer(
         callbacks.append(EpochEnds(rows.plan))
         config.num_train_epochs, config.train_sampling_strategy = 1, "sequential"
     else:
-        rows, collator = usable_rows(data), PaddedCollator(processor, longest(config))
+        rows, collator = data.rows.select(data.usable), PaddedCollator(processor, longest(config))
     if config.cache_image_features:
         cached, facts["image_features"] = cache_features(config, rows, model, processor)
         collator = replace(collator, features=cached)
