@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Features, Value
+from datasets import Features
 
 from .replacing import replacing
-from .rows import row_features, write_rows
+from .rows import TEXT, row_features, write_rows
 
 
 SHARD_BYTES = 500 << 20  # of pictures and text
 SHARD_ROWS = 100_000
 FIRST_ROWS = 100
-TEXT = Value("string")
 
 
 def features(embedded: bool) -> Features:

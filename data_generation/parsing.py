@@ -50,7 +50,7 @@ def parse(
     if (question is None) == (kind == "detail"):
         raise ValueError("A detailed description needs `question`, and only that: its reply is the answer alone.")
     text = check_reply(text, finish_reason)
-    turns = _read_json(kind, text, question) if form == "json" else _read_text(kind, text, question)
+    turns = _read_json(text, question) if form == "json" else _read_text(text, question)
     check_turns(kind, turns)
     return turns
 
@@ -72,7 +72,7 @@ def render(kind: Kind, turns: Turns, form: Form = "text") -> str:
     return "\n===\n".join(blocks)
 
 
-def _read_text(kind: Kind, text: str, question: str | None) -> Turns:
+def _read_text(text: str, question: str | None) -> Turns:
     if question is not None:
         odd = [line for line in text.split("\n") if HEADING.fullmatch(line) or SEPARATOR.fullmatch(line)]
         if odd:
@@ -108,7 +108,7 @@ def _read_text(kind: Kind, text: str, question: str | None) -> Turns:
     return turns
 
 
-def _read_json(kind: Kind, text: str, question: str | None) -> Turns:
+def _read_json(text: str, question: str | None) -> Turns:
     fenced = FENCE.fullmatch(text)
     try:
         reply = json.loads(fenced[1] if fenced else text)

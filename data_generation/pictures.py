@@ -11,6 +11,9 @@ from PIL import Image
 from .rejections import Rejected
 
 
+SIDE = 320  # pixels of a picture on a page
+
+
 def check_picture(image: Path | bytes | None) -> None:
     """`Rejected` for what is no picture, by its header: a broken end of the file shows only when it is used."""
     if image is None:
@@ -41,14 +44,19 @@ def path_from(image: Path | bytes | None, root: Path | None) -> str:
     return str(image.absolute() if root is not None else image)
 
 
-def thumbnail(image: Path | bytes, side: int) -> str:
-    """A data URL of the picture, at most `side` pixels wide and high; empty where it cannot be decoded."""
+def thumbnail(image: Path | bytes) -> str:
+    """The picture for a page; empty where it cannot be decoded."""
     try:
         with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            small = picture.convert("RGB")
+            return data_url(picture.convert("RGB"))
     except Exception:  # as above; the page is the place where this is seen
         return ""
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+
+
+def data_url(picture: Image.Image) -> str:
+    """An RGB picture for a page, which it is made small for."""
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = BytesIO()
     small.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

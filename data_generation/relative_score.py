@@ -83,7 +83,6 @@ def relative_scores(
     orders: int,
     seed: int = 0,
     lost: Iterable[tuple[str, str, int]] = (),
-    resamples: int = RESAMPLES,
 ) -> dict[str, Figures]:
     """The figures of one candidate by kind, in the order in which kinds come, and of all under ALL, at the end.
 
@@ -103,11 +102,11 @@ def relative_scores(
         if kind:
             groups[kind].append(judgement)
     groups[ALL] = list(judgements.values())
-    found = {kind: _figures(group, orders, seed, resamples) for kind, group in groups.items()}
+    found = {kind: _figures(group, orders, seed) for kind, group in groups.items()}
     return {kind: figures for kind, figures in found.items() if figures is not None}
 
 
-def _figures(group: Sequence[Judgement], orders: int, seed: int, resamples: int) -> Figures | None:
+def _figures(group: Sequence[Judgement], orders: int, seed: int) -> Figures | None:
     complete = [judgement for judgement in group if len({one.order for one in judgement}) == orders]
     if not complete:
         return None
@@ -117,7 +116,7 @@ def _figures(group: Sequence[Judgement], orders: int, seed: int, resamples: int)
         ratio(question_means([judgement for judgement in complete if judgement[0].repeat == repeat]))
         for repeat in sorted({judgement[0].repeat for judgement in complete})
     ]
-    low, high = interval(pairs, seed, resamples)
+    low, high = interval(pairs, seed)
     return Figures(
         len(pairs),
         len(complete),
@@ -146,9 +145,7 @@ def ratio(pairs: np.ndarray) -> float:
     return 100 * candidate / reference
 
 
-def interval(
-    pairs: np.ndarray, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
-) -> tuple[float | None, float | None]:
+def interval(pairs: np.ndarray, seed: int, level: float = LEVEL) -> tuple[float | None, float | None]:
     """Percentiles of the score over questions drawn anew with replacement, as many as there are."""
     number = len(pairs)
     if number < 2:
@@ -156,8 +153,8 @@ def interval(
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
     step = max(1, CHUNK // number)
-    for start in range(0, resamples, step):
-        drawn = rng.integers(0, number, (min(step, resamples - start), number))  # (resamples, questions)
+    for start in range(0, RESAMPLES, step):
+        drawn = rng.integers(0, number, (min(step, RESAMPLES - start), number))  # (resamples, questions)
         reference, candidate = (scores.take(drawn).sum(axis=1) for scores in pairs.T)
         found.append(100 * candidate / reference)
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2]).tolist()

@@ -10,7 +10,6 @@ from .rejections import Counts
 from .summary import BIN, Sample, Summary
 
 
-SIDE = 320  # pixels of a picture on the page
 BARS = 40
 
 
@@ -138,7 +137,7 @@ def gallery(samples: list[Sample]) -> str:
 
 
 def article(sample: Sample) -> str:
-    url = "" if sample.picture is None else thumbnail(sample.picture, SIDE)
+    url = "" if sample.picture is None else thumbnail(sample.picture)
     picture = f'<img src="{url}" alt="">' if url else '<p class="faint">picture not found</p>'
     turns = "".join(f"<p><b>{html.escape(q)}</b></p><p>{html.escape(a)}</p>" for q, a in sample.turns)
     captions = html.escape("\n".join(sample.captions))

@@ -12,7 +12,6 @@ from data_generation.ledger import Ledger, Spent, write_note
 from data_generation.rejections import Rejected
 
 
-STATES = ("built", "uploaded", "created", "done", "imported", "deleted")
 PREFIX = "batch "
 EXAMPLES = 5  # ids kept for every reason
 

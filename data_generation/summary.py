@@ -10,7 +10,7 @@ from .duplicates import Duplicates
 from .ledger import Spent
 from .pipeline import Outcome, Plan
 from .rejections import Counts, Rejected
-from .rows import messages_of
+from .rows import Row, messages_of
 from .selection import place
 from .sources import AnnotatedImage
 
@@ -18,8 +18,6 @@ from .sources import AnnotatedImage
 SAMPLES = 8  # rows of each kind on the page
 EXAMPLES = 3  # replies of each reason on the page
 BIN = 20  # characters
-
-Row = dict[str, Any]
 
 
 @dataclass

@@ -142,21 +142,21 @@ def pictures_in(messages: list[dict]) -> list[Any]:
 
 
 def match_pictures(messages: list[dict], images: list[Any] | None, name: str) -> list[Any]:
-    """A picture for each image place, from `images` or from the places themselves."""
-    places = count_images(check_conversation(messages, name))
+    """A picture for each image place of a checked conversation, from `images` or from the places themselves."""
+    places = pictures_in(messages)
     if images is not None and not isinstance(images, (list, tuple)):
         raise ConversationError(
             f"The images of {name} are a {type(images).__name__}, wanted a list. Put a single one into a list too."
         )
-    inside = [picture for picture in pictures_in(messages) if picture is not None]
+    inside = [picture for picture in places if picture is not None]
     if inside and images:
         raise ConversationError(
             f"{name} has {len(inside)} pictures inside its image places and {len(images)} in `images`. Give them once."
         )
     pictures = inside or list(images or [])
-    if len(pictures) != places:
+    if len(pictures) != len(places):
         raise ConversationError(
-            f"{name} has {places} image places but {len(pictures)} images. Add or remove "
+            f"{name} has {len(places)} image places but {len(pictures)} images. Add or remove "
             '{"type": "image"} in its user turns, or images.'
         )
     return pictures

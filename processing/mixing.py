@@ -19,7 +19,7 @@ TEXTS = Features(
         "source": Value("string"),
     }
 )
-IMAGES = List(Image(decode=False))
+UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
 
 
 def mix(
@@ -88,9 +88,9 @@ def _aligned(dataset: Dataset, source: str) -> Dataset:
         return texts
     images = dataset.select_columns(["images"]).with_format(None)
     if images.features["images"] == List(Image()):
-        images.info.features["images"] = IMAGES  # the same bytes; a cast would copy all of them
-    elif images.features["images"] != IMAGES:
-        images = images.cast_column("images", IMAGES)  # paths
+        images.info.features["images"] = UNOPENED  # the same bytes; a cast would copy all of them
+    elif images.features["images"] != UNOPENED:
+        images = images.cast_column("images", UNOPENED)  # paths
     return concatenate_datasets([texts, images], axis=1)
 
 

@@ -99,7 +99,7 @@ class LlavaProcessor(StockLlavaProcessor):
                 f"{name} is a dict, wanted its list of messages. Pass `sample['messages']` and `sample['images']`."
             )
         encoded = self.encode_text(messages, for_training, max_length, name)
-        pictures = self.match_pictures(messages, images, name)[: encoded.num_images]
+        pictures = match_pictures(messages, images, name)[: encoded.num_images]
         data = {
             "input_ids": torch.tensor([encoded.input_ids]),
             "attention_mask": torch.ones(1, len(encoded.input_ids), dtype=torch.long),
@@ -109,9 +109,6 @@ class LlavaProcessor(StockLlavaProcessor):
         if pictures:
             data["pixel_values"] = self.pixel_values(pictures, name)
         return BatchFeature(data)
-
-    def match_pictures(self, messages: list[dict], images: list[Any] | None, name: str) -> list[Any]:
-        return match_pictures(messages, images, name)
 
 
 def _open_all(images: Any) -> Any:

@@ -24,7 +24,7 @@ from datasets.fingerprint import Hasher
 from jinja2 import TemplateError
 from PIL import Image
 
-from .conversation import ConversationError, pictures_in
+from .conversation import ConversationError, match_pictures, pictures_in
 from .encoding import collapse_images
 from .images import ImageError, open_image
 from .packing import Plan
@@ -211,7 +211,7 @@ def encode_sample(
     row |= {"prefix_key": "", "cut": 0, "rejected": ""}
     try:
         encoded = processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
-        shown = processor.match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
+        shown = match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
         for number, image in enumerate(shown if open_pictures else []):
             open_image(own_bytes(image), f"`{number}` of sample `{name}`")
     except (ConversationError, ImageError) as error:

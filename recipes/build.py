@@ -26,7 +26,7 @@ from processing.chat_templates import TEMPLATE_NAMES, own_template
 from processing.images import image_processor_for, image_side
 from recipes.building.parts import load_language_model, load_vision_tower
 from recipes.building.writing import check_place, write_checkpoint
-from recipes.training.run_folder import alone_writing
+from recipes.run_folder import alone_writing
 
 
 IMAGE_TOKEN = "<image>"

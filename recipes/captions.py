@@ -22,9 +22,8 @@ from data_generation.frequency_plot import draw_frequencies
 from data_generation.phrases import describe_extractor
 from data_generation.prompting import load_questions
 from data_generation.rejections import Counts
-from data_generation.replacing import replacing
 from data_generation.rows import check_out, row_features, write_rows
-from recipes.training.run_folder import alone_writing
+from recipes.run_folder import alone_writing, write_atomically
 
 
 def build(args: argparse.Namespace) -> dict:
@@ -71,8 +70,7 @@ def build(args: argparse.Namespace) -> dict:
         draw_frequencies(before, after, args.max_captions, title, args.out.with_suffix(".phrases.png"))
     report = {"data": str(args.data), "usable": len(chosen), "rows": num_rows, "seed": args.seed, **facts}
     report |= {"rejected": counts.rejected, "examples": counts.examples}
-    with replacing(args.out.with_suffix(".report.json")) as file:
-        file.write(json.dumps(report, indent=2, ensure_ascii=False).encode())
+    write_atomically(args.out.with_suffix(".report.json"), json.dumps(report, indent=2, ensure_ascii=False))
     print(f"{args.out}: {num_rows:,} of {len(chosen):,} usable pairs. {counts}")
     return report
 

@@ -53,7 +53,7 @@ from recipes.building.original_prompts import (
 )
 from recipes.building.parts import find_file, load_tokenizer, load_vision_tower, load_whole, read_json
 from recipes.building.writing import check_place, write_checkpoint
-from recipes.training.run_folder import alone_writing, told_when_full
+from recipes.run_folder import alone_writing, told_when_full
 
 
 def convert(

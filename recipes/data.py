@@ -18,7 +18,7 @@ from data_generation.rows import check_out, read_rows, row_features, write_rows
 from processing import LlavaProcessor
 from processing.rows import encode_rows
 from recipes.building.parts import load_processor
-from recipes.training.run_folder import alone_writing
+from recipes.run_folder import alone_writing
 from recipes.training.train_data import load_rows
 
 

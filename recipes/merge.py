@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from modeling_llava import LlavaForConditionalGeneration
 from recipes.building.parts import check_finite, load_llava, load_processor, read_json, reason_of
 from recipes.building.writing import check_place, write_checkpoint
-from recipes.training.run_folder import alone_writing
+from recipes.run_folder import alone_writing
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> LlavaForConditionalGeneration:

@@ -29,8 +29,8 @@ from data_generation.sources import AnnotatedImage
 from recipes.micro.exam import examine
 from recipes.micro.page import write_page
 from recipes.micro.results import write_results
-from recipes.training.checkpoints import FINISHED, write_atomically
-from recipes.training.run_folder import alone_in
+from recipes.run_folder import alone_in, write_atomically
+from recipes.training.checkpoints import FINISHED
 
 
 MICRO = Path(__file__).parent / "micro"

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def reproduce(args: argparse.Namespace) -> None:
     from recipes.micro.tables import plan, read_tables, run_part
     from recipes.micro.tables_report import write_reports
-    from recipes.training.run_folder import alone_in
+    from recipes.run_folder import alone_in
 
     tables = read_tables(args.config)
     rows, seeds = args.rows or list(tables.rows), args.seeds or tables.seeds
@@ -58,7 +58,7 @@ def reproduce(args: argparse.Namespace) -> None:
 
 def check_config(out: Path, config: Path) -> None:
     """A folder belongs to one file; other rows and seeds of it may come later."""
-    from recipes.training.checkpoints import write_atomically
+    from recipes.run_folder import write_atomically
 
     kept, text = out / "tables.yaml", config.read_text(encoding="utf-8")
     if kept.exists() and kept.read_text(encoding="utf-8") != text:

@@ -29,6 +29,7 @@ from processing.collator import PaddedCollator, TreeCollator
 from recipes.building.parts import load_llava, load_processor
 from recipes.circumstances import PACKAGE, commit, hardware, now, versions
 from recipes.publishing.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
+from recipes.run_folder import alone_in, told_when_full, write_atomically
 from recipes.training.checkpoints import (
     FINISHED,
     RUN,
@@ -38,11 +39,9 @@ from recipes.training.checkpoints import (
     is_finished,
     last_complete_checkpoint,
     wait_for_all,
-    write_atomically,
 )
 from recipes.training.feature_cache import cache_features, format_facts
 from recipes.training.projector import replace_projector
-from recipes.training.run_folder import alone_in, told_when_full
 from recipes.training.samples import SamplesPage
 from recipes.training.throughput import Meter
 from recipes.training.train_checks import with_home
@@ -56,7 +55,6 @@ from recipes.training.train_rows import (
     longest,
     plan,
     stream_rows,
-    usable_rows,
 )
 from recipes.training.trainable import (
     choose_trainable,
@@ -190,7 +188,7 @@ def make_trainer(
         callbacks.append(EpochEnds(rows.plan))
         config.num_train_epochs, config.train_sampling_strategy = 1, "sequential"
     else:
-        rows, collator = usable_rows(data), PaddedCollator(processor, longest(config))
+        rows, collator = data.rows.select(data.usable), PaddedCollator(processor, longest(config))
     if config.cache_image_features:
         cached, facts["image_features"] = cache_features(config, rows, model, processor)
         collator = replace(collator, features=cached)

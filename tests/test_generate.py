@@ -19,7 +19,6 @@ from tests.teaching import TeacherServer, draw_coco, says
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-test-0123456789abcdef"
-NEVER = "http://127.0.0.1:9/v1"  # nobody listens there
 
 
 @pytest.fixture(autouse=True)

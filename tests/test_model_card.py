@@ -274,7 +274,7 @@ def test_the_example_is_the_first_of_the_samples_page(tmp_path):
     file = BytesIO()
     Image.new("RGB", (20, 10), "red").save(file, "PNG")
     asked = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What <is> it?\nSay."}]},
     ]
     sample = {"id": "a&b", "asked": asked, "answer": "Red & wide.", "images": [file.getvalue()]}

@@ -18,8 +18,8 @@ from processing.images import ImageError
 from processing.rows import encode_rows, reason_of
 from recipes import cli
 from recipes import train as recipe
+from recipes.run_folder import LOCK, alone_in
 from recipes.training.checkpoints import complete_checkpoints
-from recipes.training.run_folder import LOCK, alone_in
 from recipes.training.train_data import load_mixture, load_rows
 from recipes.training.trainer import LlavaTrainer
 from tests import tiny_text, training
@@ -217,7 +217,7 @@ def test_epochs_of_a_plan_end_where_they_end(workplace, monkeypatch):
 
 def test_a_second_run_in_the_folder_is_refused(workplace):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom recipes.training.run_folder import alone_in\n"
+        "import sys\nfrom pathlib import Path\nfrom recipes.run_folder import alone_in\n"
         "with alone_in(Path('out'), True):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_generation.replacing import partial_of, remove_remains
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
-from recipes.training.run_folder import told_when_full
+from recipes.run_folder import told_when_full
 
 
 def check_place(out: str | Path) -> Path:

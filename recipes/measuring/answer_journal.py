@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.training.checkpoints import write_atomically
-from recipes.training.run_folder import alone_in, told_when_full
+from recipes.run_folder import alone_in, told_when_full, write_atomically
 
 
 RUN, LEDGER = "run.json", "ledger.sqlite"

@@ -25,7 +25,7 @@ from data_generation.microworld.wordings import KINDS
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes.measuring.answering import Chat, answer
-from recipes.training.checkpoints import write_atomically
+from recipes.run_folder import write_atomically
 
 
 TURNS = 3

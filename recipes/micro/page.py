@@ -12,7 +12,8 @@ from data_generation.microworld.scene import scene_of
 from data_generation.page import document, table
 from recipes.micro import exam
 from recipes.micro.results import cells
-from recipes.training.checkpoints import FINISHED, write_atomically
+from recipes.run_folder import write_atomically
+from recipes.training.checkpoints import FINISHED
 from recipes.training.samples import chart
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from recipes.micro import exam
-from recipes.training.checkpoints import FINISHED, write_atomically
+from recipes.run_folder import write_atomically
+from recipes.training.checkpoints import FINISHED
 
 
 def write_results(folder: Path, path: Path) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from data_generation.microworld.source import annotated
 from data_generation.microworld.wordings import LOOK_UPS, REASONING
 from recipes.micro import exam
 from recipes.quickstart import MICRO, PROCESSES, Quickstart, Size, build, llava, teacher, training
-from recipes.training.checkpoints import FINISHED, write_atomically
+from recipes.run_folder import write_atomically
+from recipes.training.checkpoints import FINISHED
 
 
 KINDS = {"conversation": LOOK_UPS, "detail": ("detail",), "reasoning": REASONING}  # of data -> of its questions

@@ -12,7 +12,7 @@ from data_generation.page import document, table
 from recipes.micro import exam
 from recipes.micro.page import STYLE, marked, picture
 from recipes.micro.tables import DONE, JUDGED, Tables, slug
-from recipes.training.checkpoints import write_atomically
+from recipes.run_folder import write_atomically
 
 
 # Of the paper: relative scores on 30 COCO pictures (all, conversation, detail, reasoning), and ScienceQA accuracy.

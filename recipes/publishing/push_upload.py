@@ -51,7 +51,7 @@ def in_words(what: str, repo_id: str) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    def told(words: str, error: Exception) -> ValueError:
+    def told(words: str) -> ValueError:
         return ValueError(f"{AS_IT_WAS}: {what} `{repo_id}`, {words.rstrip('.')}.")
 
     try:
@@ -59,23 +59,23 @@ def in_words(what: str, repo_id: str) -> Iterator[None]:
     except RuntimeError as error:  # a file that did not get through; the Hub's own words are its cause
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
-            raise told(words_of(cause), error) from error
+            raise told(words_of(cause)) from error
         if isinstance(cause, httpx2.TransportError):
-            raise told(f"the connection was lost ({first_words(error)}). {AGAIN}", error) from error
+            raise told(f"the connection was lost ({first_words(error)}). {AGAIN}") from error
         raise
     except HfHubHTTPError as error:
-        raise told(words_of(error), error) from error
+        raise told(words_of(error)) from error
     except OfflineModeIsEnabled as error:
-        raise told("HF_HUB_OFFLINE is set. Take it back", error) from error
+        raise told("HF_HUB_OFFLINE is set. Take it back") from error
     except httpx2.TransportError as error:
-        raise told(f"the Hub cannot be reached ({type(error).__name__}). Check the network. {AGAIN}", error) from error
+        raise told(f"the Hub cannot be reached ({type(error).__name__}). Check the network. {AGAIN}") from error
     except UnicodeEncodeError as error:
         words = "your token has characters that no token has. Log in (`hf auth login`), or set HF_TOKEN"
-        raise told(words, error) from error
+        raise told(words) from error
     except ValueError as error:
         if "JSON" in type(error).__name__:
-            raise told(f"the Hub did not answer as it should. {AGAIN}", error) from error
-        raise told(first_words(error), error) from error
+            raise told(f"the Hub did not answer as it should. {AGAIN}") from error
+        raise told(first_words(error)) from error
 
 
 def words_of(error: Exception) -> str:

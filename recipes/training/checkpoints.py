@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from trl import ModelConfig
 
-from data_generation.replacing import replacing
+from recipes.run_folder import write_atomically
 from recipes.training.train_config import TrainConfig
 
 
@@ -31,11 +31,6 @@ FREE = re.compile(
     r"prediction_loss_only|restore_callback_states_from_checkpoint|enable_jit_checkpoint|dataset_num_proc|"
     r"dataloader_(?!drop_last).*|skip_invalid|sample_answers|cache_image_features|ignore_data_skip"
 )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def mark_complete(folder: Path, step: int) -> None:

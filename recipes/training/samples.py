@@ -1,28 +1,25 @@
 """Watching a run learn: its answers to held-out questions, with their pictures, on one HTML page."""
 
-import base64
 import html
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from data_generation.page import document
+from data_generation.pictures import data_url
 from processing import LlavaProcessor, open_image
-from processing.conversation import pictures_in
-from processing.rows import own_bytes, read_pictures
-from recipes.training.checkpoints import write_atomically
+from processing.conversation import count_images, text_of
+from processing.rows import own_bytes, picture_column, read_pictures
+from recipes.run_folder import write_atomically
 from recipes.training.train_config import TrainConfig
 from recipes.training.train_rows import Encoded
 
 
 PAGE, RECORD = "samples.html", "samples.json"
-SIDE = 320  # pixels of a picture on the page
 MAX_NEW_TOKENS = 128
 NEWEST = 4  # answers to a question that are seen at once
 
@@ -76,32 +73,20 @@ class SamplesPage(TrainerCallback):
 
 def choose(held_out: Encoded, count: int) -> list[dict[str, Any]]:
     """Conversations from all over the data, up to their first answer."""
-    usable = [i for i, reason in enumerate(held_out.encoded["rejected"]) if not reason]
+    usable = held_out.usable
     count = min(count, len(usable))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
-    texts = held_out.rows.select_columns(["messages"])
-    has_pictures = "images" in held_out.rows.column_names
-    pictures = held_out.rows.select_columns(["images"]).with_format("arrow") if has_pictures else None
+    texts, pictures = held_out.rows.select_columns(["messages"]), picture_column(held_out.rows)
     samples = []
     for number in chosen:
         messages = texts[number]["messages"]
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
         asked = messages[:first]
-        places = sum(part["type"] == "image" for message in asked for part in parts(message))
-        images = read_pictures(pictures, [number])[0] or pictures_in(messages)
-        images = list(map(own_bytes, images[:places]))
+        images = (read_pictures(pictures, [number])[0] or [])[: count_images(asked)]
+        images = list(map(own_bytes, images))
         name = held_out.encoded[number]["id"]
         samples.append({"id": name, "asked": asked, "answer": text_of(messages[first]), "images": images})
     return samples
-
-
-def parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def text_of(message: dict[str, Any]) -> str:
-    return " ".join(part["text"] for part in parts(message) if part["type"] == "text")
 
 
 STYLE = """
@@ -127,7 +112,7 @@ def page(samples: list[dict], evaluations: list[dict], learned: list[tuple[int, 
 
 
 def article(sample: dict, answers: list[tuple[int, str]]) -> str:
-    pictures = "".join(f'<img src="{data_url(image)}" alt="">' for image in sample["images"])
+    pictures = "".join(f'<img src="{data_url(open_image(image))}" alt="">' for image in sample["images"])
     asked = "\n".join(f"{message['role']}: {text_of(message)}" for message in sample["asked"])
     rows = [f"<tr><td>{step}</td><td>{html.escape(answer)}</td></tr>" for step, answer in answers]
     older = f"<details><summary>older</summary><table>{''.join(rows[NEWEST:])}</table></details>"
@@ -135,14 +120,6 @@ def article(sample: dict, answers: list[tuple[int, str]]) -> str:
 <p><b>{html.escape(asked)}</b></p>
 <p class="faint">{html.escape(sample["id"])}, in the data: {html.escape(sample["answer"])}</p>
 <table>{"".join(rows[:NEWEST])}</table>{older if rows[NEWEST:] else ""}</div></article>"""
-
-
-def data_url(image: Any) -> str:
-    picture = open_image(image)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def chart(learned: list[tuple[int, float]], held_out: list[tuple[int, float]]) -> str:

@@ -19,11 +19,10 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from processing.mixing import count_rows, mix
+from processing.mixing import UNOPENED, count_rows, mix
 from recipes.building.hub import check_reachable
 
 
-UNOPENED = List(Image(decode=False))  # pictures are opened by the collator, with care
 NO_PICTURES = List(Value("null"))  # what JSON with nothing but empty lists gives
 COLUMNS = ("id", "image_id", "messages", "images")
 JSON_SUFFIXES = (".jsonl", ".json")

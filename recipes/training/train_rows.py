@@ -34,6 +34,11 @@ class Encoded:
     sources: list[dict]
 
     @property
+    def usable(self) -> list[int]:
+        """Numbers of the rows that were not rejected."""
+        return [number for number, reason in enumerate(self.encoded["rejected"]) if not reason]
+
+    @property
     def identity(self) -> dict[str, Any]:
         return {"number": len(self.encoded), "hash": hash_of(self.encoded)}
 
@@ -110,10 +115,6 @@ def plan(
         tokens_per_image=processor.num_image_tokens,
     )
     return PackedRows(found.rows, found.encoded, planned)
-
-
-def usable_rows(found: Encoded) -> Dataset:
-    return found.rows.select([i for i, reason in enumerate(found.encoded["rejected"]) if not reason])
 
 
 def stream_rows(config: TrainConfig, found: Streamed, processor: LlavaProcessor) -> StreamingRows:

@@ -15,8 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from processing.streaming import StreamingRows
+from recipes.run_folder import told_when_full
 from recipes.training.checkpoints import delete_old_checkpoints, load_weights, mark_complete
-from recipes.training.run_folder import told_when_full
 from recipes.training.throughput import Meter
 from recipes.training.train_config import TrainConfig
 from recipes.training.train_rows import CollateStreamed, StreamPosition

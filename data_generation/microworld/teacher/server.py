@@ -181,11 +181,11 @@ async def stream(writer: asyncio.StreamWriter, answer: dict[str, Any], with_usag
 
 
 @contextlib.contextmanager
-def running_teacher(port: int = 0, server: TeacherServer | None = None) -> Iterator[str]:
+def running_teacher(server: TeacherServer | None = None) -> Iterator[str]:
     """The base URL of a teacher in a thread of this process, until the block ends."""
     server = server or TeacherServer()
     loop = asyncio.new_event_loop()
-    listening = loop.run_until_complete(server.start(port))
+    listening = loop.run_until_complete(server.start(0))
     thread = threading.Thread(target=loop.run_forever, name="teacher", daemon=True)
     thread.start()
     try:

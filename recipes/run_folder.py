@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time writes into it, and a disk that is full is told in a sentence."""
+"""What a run writes: into a folder that is its own, files whole or not at all, and a full disk told in a sentence."""
 
 import errno
 import fcntl
@@ -11,9 +11,16 @@ from typing import IO
 
 from safetensors import SafetensorError
 
+from data_generation.replacing import replacing
+
 
 LOCK = ".running"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
