@@ -141,10 +141,10 @@ class Talker:
             tokens.queue.put(None)
 
         thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
         stops = stops_of(chosen)
         said: list[int] = []
         try:
+            thread.start()  # Ctrl-C may come while it is waited for, too
             while (new := tokens.queue.get()) is not None:
                 if isinstance(new, torch.OutOfMemoryError):
                     raise ValueError(
@@ -156,7 +156,8 @@ class Talker:
                 yield Said(steady(self.processor.tokenizer.decode(said, skip_special_tokens=True), stops))
         finally:
             gone.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
         text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
         if has_ended(said, text, chosen):
             ended: Literal["stop", "length", "interrupted"] = "stop"
