@@ -140,11 +140,11 @@ class Chat:
         try:
             with contextlib.closing(self.talker.answer(conversation)) as answer:
                 for said in answer:
+                    # What was shown has changed where letters of several bytes turned out to be none.
+                    new = said.text.removeprefix(text) if said.text.startswith(text) else f"\n{said.text}"
+                    text, ended = said.text, said.ended  # before it is shown: Ctrl-C may come as soon as it is
                     if self.is_watched:
-                        # What was shown has changed where letters of several bytes turned out to be none.
-                        new = said.text.removeprefix(text) if said.text.startswith(text) else f"\n{said.text}"
                         print(ESCAPES.sub("", new), end="", flush=True)
-                    text, ended = said.text, said.ended
         except KeyboardInterrupt:
             ended = "interrupted"
         except BaseException:
