@@ -1,15 +1,11 @@
-"""`llava chat`: words as they come, pictures, history and commands, through a pipe and at a terminal."""
+"""`llava chat`: words as they come, pictures, history and commands; test_chat_terminal.py is at a terminal."""
 
 import io
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from PIL import Image
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes import cli
+from recipes.chat import Chat
 from recipes.measuring.answering import before
 from recipes.talking import talker as talking
 from recipes.talking.talker import Conversation, Said, device_of, load_talker, picture_of, steady
@@ -180,6 +177,23 @@ def test_an_interrupt_while_the_answer_begins_ends_it_too(talker, monkeypatch):
     assert begun and not begun[0].is_alive()
 
 
+def test_what_was_shown_before_ctrl_c_counts_as_said(monkeypatch, talker):
+    told = []
+
+    def interrupted(*words, **_):
+        told.extend(words)
+        if words == ("A red",):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(talker, "answer", lambda _: (Said(text) for text in ("A red", "A red one.")))
+    monkeypatch.setattr("recipes.chat.print", interrupted, raising=False)
+    talk = Chat(talker, [], is_terminal=True)
+    talk.is_watched = True
+    talk.ask("Hi?")
+    assert told == ["A red", "", "Stopped; what was said stays."]
+    assert talk.conversation.messages == [user("Hi?"), assistant("A red")]
+
+
 @pytest.mark.parametrize(
     "text, shown",
     [("Yes", "Yes"), (" Yes ", "Yes"), ("Yes #", "Yes"), ("Yes ##", "Yes"), ("Yes ### no", "Yes"), ("a#b", "a#b")]
@@ -337,67 +351,6 @@ def test_nothing_asked_nothing_said(monkeypatch, capsys):
 def test_text_that_spells_control_stays_text(monkeypatch, capsys):
     assert chat(monkeypatch, "<image> </s>\n", *FLAGS) == 0
     assert capsys.readouterr().out == without_escapes(expected([user("<image> </s>")], [])) + "\n"
-
-
-def test_a_terminal_is_forgiven_and_interrupts_answers_only(folder, tmp_path):
-    """An answer of 50,000 tokens is stopped by Ctrl-C after its first words; an error does not end it, Ctrl-D does."""
-    endless = tmp_path / "endless"
-    LlavaProcessor.from_pretrained("model").save_pretrained(endless)
-    model = LlavaForConditionalGeneration.from_pretrained("model")
-    model.config.text_config.max_position_embeddings = 60_000
-    model.save_pretrained(endless)
-    master, slave = pty.openpty()
-    command = [sys.executable, "-c", AT_TERMINAL, "chat", "--model", str(endless), "--device", "cpu"]
-    command += ["--max_new_tokens", "50000", "--min_new_tokens", "50000"]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=folder)
-    os.close(slave)
-    shown = Shown(master)
-    shown.until("> ")
-    os.write(master, b"/image none.png\n")
-    shown.until("error: ", "none.png", "> ")
-    os.write(master, b"???\n")  # without a letter: what shows one is the answer, however often this is echoed
-    shown.letters()  # before the first of them, Ctrl-C takes the question back, or ends the line
-    os.write(master, b"\x03")
-    shown.until("Stopped; what was said stays.", "> ")
-    os.write(master, b"\x03")
-    shown.until("Ctrl-D or /exit ends.", "> ")
-    os.write(master, b"/save ended.json\n")
-    shown.until("1 questions and answers", "> ")
-    os.write(master, b"\x04")
-    assert process.wait(60) == 0
-    os.close(master)
-    saved = json.loads((folder / "ended.json").read_text())
-    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
-
-
-# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal.
-AT_TERMINAL = """
-import os, sys
-os.close(os.open(os.ttyname(0), os.O_RDWR))
-from recipes.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-class Shown:
-    def __init__(self, terminal: int):
-        self.terminal, self.text = terminal, ""
-        self.until_when = time.monotonic() + 300
-
-    def more(self) -> None:
-        left = self.until_when - time.monotonic()
-        assert left > 0 and select.select([self.terminal], [], [], left)[0], f"it did not come: {self.text[-2000:]!r}"
-        self.text += os.read(self.terminal, 4096).decode(errors="replace")
-
-    def letters(self) -> None:
-        while not re.search(r"[A-Za-z]", re.sub(r"\x1b(\[[?\d;]*([A-Za-z]|$))?", "", self.text)):
-            self.more()
-
-    def until(self, *parts: str) -> None:
-        for part in parts:
-            while part not in self.text:
-                self.more()
-            self.text = self.text.partition(part)[2]
 
 
 @pytest.mark.parametrize("name", ["chat.md", "serving.md"])
