@@ -117,8 +117,8 @@ SECTIONS = {
     "captions": ("Stage-1 captions", "`llava captions` on as many made-up captions as CC3M has.", captions_table),
     "loss_curves": (
         "Do both ways learn alike?",
-        "A small model trained as rows of trees and as padded rows, from the same start. `same steps`: padded rows with\n"
-        "the conversations that the trees had in each step.",
+        "A small model trained as rows of trees and as padded rows, from the same start. `same steps`: padded rows\n"
+        "with the conversations that the trees had in each step.",
         curves_table,
     ),
 }
