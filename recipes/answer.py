@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.circumstances import PACKAGE
 from recipes.generating.generate_flags import add_limit_flags, json_object, positive
 
 
@@ -77,7 +78,7 @@ def lines_of(
     model: str, questions: "list[Question]", answers: dict[int, dict[str, Any]], run: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The output, in the order of the questions."""
-    facts = run | {"version": version("visual-instruction-tuning")}
+    facts = run | {"version": version(PACKAGE)}
     return [
         {
             "question_id": question.id,

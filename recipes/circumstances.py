@@ -44,5 +44,9 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
+def written_with() -> str:
+    return f"{PACKAGE} {version(PACKAGE)}"
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

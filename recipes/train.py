@@ -44,7 +44,7 @@ from recipes.training.feature_cache import cache_features, format_facts
 from recipes.training.projector import replace_projector
 from recipes.training.samples import SamplesPage
 from recipes.training.throughput import Meter
-from recipes.training.train_checks import with_home
+from recipes.training.train_checks import paths_with_home
 from recipes.training.train_config import TrainConfig
 from recipes.training.train_rows import (
     CollateNumbered,
@@ -100,7 +100,7 @@ def train(config: TrainConfig, model_config: ModelConfig) -> LlavaTrainer | None
 
     A run that had ended is left as it is, and nothing is returned.
     """
-    model_config.model_name_or_path = with_home(model_config.model_name_or_path)
+    model_config.model_name_or_path = paths_with_home(model_config.model_name_or_path)
     check_choices(config, model_config)
     with alone_in(Path(config.output_dir), PartialState().is_main_process):
         return _train(config, model_config)

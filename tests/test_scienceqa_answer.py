@@ -127,6 +127,17 @@ def test_a_stopped_run_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert "is no file of answers of ours" in capsys.readouterr().err
 
 
+def test_the_same_questions_under_other_ids_are_another_run(folder, tmp_path, capsys):
+    problem = json.loads((folder / "problems.json").read_text())["1"]
+    (tmp_path / "model").symlink_to(folder / "model")
+    for name in ("1", "one"):
+        (tmp_path / "problems.json").write_text(json.dumps({name: problem}))
+        (tmp_path / "pid_splits.json").write_text(json.dumps({"test": [name]}))
+        assert llava(flags(tmp_path, tmp_path / "a.jsonl")) == (name == "one")
+    assert "has answers of another run: questions was" in capsys.readouterr().err
+    assert lines(tmp_path / "a.jsonl")[0]["question_id"] == "1"
+
+
 @pytest.mark.parametrize("kind, template", [("llama", "vicuna_v1"), ("llama", "llava_v0"), ("qwen", "chatml")])
 def test_an_answer_can_be_left_unfinished(kind, template):
     processor = tiny_text.processor(kind, template)

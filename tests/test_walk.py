@@ -162,7 +162,7 @@ def test_what_is_tried_is_what_is_sent(walked):
     model, rows = hub.repos["model", "ada/llava-mine"], hub.repos["dataset", "ada/instruct"]
     assert len(model.commits) == len(rows.commits) == 1
     assert model.files["model.safetensors"] == (folder / "checkpoints/stage2/model.safetensors").read_bytes()
-    assert "Relative score" in model.files["README.md"].decode() and "README.md" in rows.files
+    assert "relative score" in model.files["README.md"].decode() and "README.md" in rows.files
     assert hub.url in sent
 
 

@@ -1,7 +1,6 @@
 """What `llava generate` leaves behind: the data set with its card and page, out of what the ledgers hold."""
 
 from functools import partial
-from importlib.metadata import version
 
 from data_generation.card import card, read_card
 from data_generation.data_set import features, write_data_set
@@ -10,6 +9,7 @@ from data_generation.pictures import embedded, path_from
 from data_generation.pipeline import Failures, outcomes
 from data_generation.report import report
 from data_generation.summary import Summary
+from recipes.circumstances import written_with
 from recipes.generating.generate_run import Run, watched
 
 
@@ -68,7 +68,7 @@ def facts(run: Run, summary: Summary) -> dict[str, str]:
         "images": (args.count or "all") + (f", at most {args.limit:,}" if args.limit else ""),
         "seed": f"{args.seed}",
         "paths of pictures start from": f"{run.source.root}" if args.images == "paths" and run.source.root else "",
-        "written with": f"visual-instruction-tuning {version('visual-instruction-tuning')}",
+        "written with": written_with(),
     }
     return {name: value for name, value in asked.items() if value}
 

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from data_generation.data_set import write_text
@@ -37,6 +36,7 @@ from data_generation.relative_score import LEVEL, ORDERS, RESAMPLES, Figures, Sc
 from data_generation.server import host_of
 from data_generation.sizes import Sizes
 from data_generation.teacher import Teacher
+from recipes.circumstances import written_with
 from recipes.generating.generate_flags import caps_of, fields_of, pace_of, prices_of
 from recipes.generating.generate_run import OPENAI, watched
 from recipes.measuring.judge_inputs import Inputs
@@ -211,7 +211,7 @@ class Scores(Work):
                 "output_tokens": spent.output,
                 "dollars": caps.cost(spent) if caps.prices or spent.cost else None,
             },
-            "written_with": f"visual-instruction-tuning {version('visual-instruction-tuning')}",
+            "written_with": written_with(),
         }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_generation.rows import messages_of
 from data_generation.scienceqa import INPUTS, LETTER_ONLY, Problem, write_turn
+from recipes.circumstances import PACKAGE
 from recipes.generating.generate_flags import positive
 from recipes.measuring.answer_journal import (
     Part,
@@ -70,8 +71,9 @@ def write_missing(args: argparse.Namespace, problems: list[Problem], questions: 
     from recipes.measuring.answer_local import fingerprint, load
 
     model, processor = load(args.model, args.dtype)
+    asked = [(problem.id, question) for problem, question in zip(problems, questions, strict=True)]
     run = {
-        "questions": hashlib.blake2b(json.dumps(questions).encode(), digest_size=8).hexdigest(),
+        "questions": hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest(),
         "checkpoint": fingerprint(args.model, model),
         "image_root": str(args.image_root),
         "format": args.format,
@@ -92,7 +94,7 @@ def write_missing(args: argparse.Namespace, problems: list[Problem], questions: 
         for entries in answered(args, model, processor, problems, questions, left):
             journal.add(entries)
     done = read_journal(args.out)
-    facts = run | {"version": version("visual-instruction-tuning")}
+    facts = run | {"version": version(PACKAGE)}
     write_answers(
         args.out,
         (

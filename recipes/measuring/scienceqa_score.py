@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_generation.replacing import replacing
 from data_generation.rows import check_out
 from data_generation.scienceqa import LETTERS, Problem
 from data_generation.scienceqa_scores import (
@@ -19,6 +18,7 @@ from data_generation.scienceqa_scores import (
     some,
 )
 from recipes.measuring.scienceqa_problems import add_problem_flags, load_problems
+from recipes.run_folder import write_atomically
 
 
 LISTED = 10  # unreadable answers on the screen
@@ -101,5 +101,4 @@ def result_of(problems: list[Problem], chosen: Mapping[str, Choice]) -> dict[str
 
 
 def write_json(path: Path, content: Any) -> None:
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, json.dumps(content, indent=1) + "\n")

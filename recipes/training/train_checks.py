@@ -53,10 +53,10 @@ def check_count(name: str, value: Any, least: int, more: str = "") -> None:
         raise ValueError(f"`{name}` is {value!r}, wanted a whole number of at least {least}{more}.")
 
 
-def with_home(value: Any) -> Any:
+def paths_with_home(value: Any) -> Any:
     """Paths as a shell would give them, which reads no YAML; transformers does so with `output_dir`."""
     if isinstance(value, list):
-        return [with_home(one) for one in value]
+        return [paths_with_home(one) for one in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 

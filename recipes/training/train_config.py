@@ -5,7 +5,7 @@ from typing import Literal
 
 from trl import SFTConfig
 
-from recipes.training.train_checks import check_reporters, check_values, list_of_names, weights_of, with_home
+from recipes.training.train_checks import check_reporters, check_values, list_of_names, paths_with_home, weights_of
 
 
 @dataclass
@@ -90,7 +90,7 @@ class TrainConfig(SFTConfig):
     def __post_init__(self):
         check_values(self)
         for name in ("data", "eval_data", "image_root", "projector", "cache_image_features", "resume_from_checkpoint"):
-            setattr(self, name, with_home(getattr(self, name)))
+            setattr(self, name, paths_with_home(getattr(self, name)))
         self.data = list_of_names("data", self.data)
         if self.eval_data:
             self.eval_data = list_of_names("eval_data", self.eval_data)
