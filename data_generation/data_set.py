@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Features
 
-from .replacing import replacing
+from .replacing import write_atomically
 from .rows import TEXT, row_features, write_rows
 
 
@@ -54,11 +54,11 @@ def write_data_set(
     try:
         if not write_shards(rows, folder, columns, shard_bytes):
             raise ValueError("Not one row is left.")
-        write_text(out / "report.html", report())
+        write_atomically(out / "report.html", report())
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    write_text(out / "README.md", card(f"data/{folder.name}/train-*.parquet"))
+    write_atomically(out / "README.md", card(f"data/{folder.name}/train-*.parquet"))
     for build in old:
         shutil.rmtree(build)
     return folder
@@ -106,8 +106,3 @@ def _part(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]], size: int
 def weight(row: Mapping[str, Any]) -> int:
     pictures = sum(len(image["bytes"] or b"") for image in row["images"] if isinstance(image, Mapping))
     return pictures + sum(len(part["text"] or "") for message in row["messages"] for part in message["content"])
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode(errors="replace"))

@@ -45,6 +45,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_atomically(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode(errors="replace"))  # a lone surrogate, which JSON can hold
+
+
 def partial_of(path: Path) -> Path:
     """What this process writes before it is renamed to `path`."""
     return path.absolute().with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")

@@ -22,8 +22,9 @@ from data_generation.frequency_plot import draw_frequencies
 from data_generation.phrases import describe_extractor
 from data_generation.prompting import load_questions
 from data_generation.rejections import Counts
+from data_generation.replacing import write_atomically
 from data_generation.rows import check_out, row_features, write_rows
-from recipes.run_folder import alone_writing, write_atomically
+from recipes.run_folder import alone_writing
 
 
 def build(args: argparse.Namespace) -> dict:

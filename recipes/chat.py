@@ -162,7 +162,7 @@ class Chat:
             tell("Stopped; what was said stays.")
 
     def save(self, name: str) -> None:
-        from recipes.run_folder import write_atomically
+        from data_generation.replacing import write_atomically
 
         path = Path(name).expanduser()
         if path.suffix not in (".json", ".jsonl"):

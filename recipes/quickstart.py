@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from data_generation.microworld.scene import scenes
 from data_generation.microworld.source import annotated
+from data_generation.replacing import write_atomically
 from data_generation.sources import AnnotatedImage
 from recipes.micro.exam import examine
 from recipes.micro.page import write_page
 from recipes.micro.results import write_results
-from recipes.run_folder import alone_in, write_atomically
+from recipes.run_folder import alone_in
 from recipes.training.checkpoints import FINISHED
 
 

@@ -58,7 +58,7 @@ def reproduce(args: argparse.Namespace) -> None:
 
 def check_config(out: Path, config: Path) -> None:
     """A folder belongs to one file; other rows and seeds of it may come later."""
-    from recipes.run_folder import write_atomically
+    from data_generation.replacing import write_atomically
 
     kept, text = out / "tables.yaml", config.read_text(encoding="utf-8")
     if kept.exists() and kept.read_text(encoding="utf-8") != text:

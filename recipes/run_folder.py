@@ -1,4 +1,4 @@
-"""What a run writes: into a folder that is its own, files whole or not at all, and a full disk told in a sentence."""
+"""A run has its folder to itself, and a full disk is told in a sentence."""
 
 import errno
 import fcntl
@@ -11,16 +11,9 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from data_generation.replacing import replacing
-
 
 LOCK = ".running"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 @contextmanager

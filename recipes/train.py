@@ -22,6 +22,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import ModelConfig, TrlParser, get_quantization_config
 
+from data_generation.replacing import write_atomically
 from modeling_llava import LlavaForConditionalGeneration
 from modeling_llava.final_norm import expose_final_norm
 from processing import LlavaProcessor
@@ -29,7 +30,7 @@ from processing.collator import PaddedCollator, TreeCollator
 from recipes.building.parts import load_llava, load_processor
 from recipes.circumstances import PACKAGE, commit, hardware, now, versions
 from recipes.publishing.push_while_training import PushCheckpoints, check_push, prepare_push, push_result
-from recipes.run_folder import alone_in, told_when_full, write_atomically
+from recipes.run_folder import alone_in, told_when_full
 from recipes.training.checkpoints import (
     FINISHED,
     RUN,

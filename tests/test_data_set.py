@@ -118,7 +118,7 @@ def test_an_error_leaves_the_old_data_set(tmp_path, broken, monkeypatch):
         write_data_set(tmp_path / "d", rows, features(True), minimal_card, fail)
     assert ids(tmp_path / "d") == ["0", "1", "2"] and list((tmp_path / "d" / "data").iterdir()) == [folder]
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(data_set, "write_text", fail)
+        patch.setattr(data_set, "write_atomically", fail)
         put(tmp_path / "d", map(row, range(9)))
     assert len(ids(tmp_path / "d")) == 3
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_generation.batch_files import write_lines
-from data_generation.data_set import write_text
-from data_generation.replacing import partial_of, replacing
+from data_generation.replacing import partial_of, replacing, write_atomically
 from recipes import cli
 from recipes.building.writing import write_checkpoint
 
@@ -35,7 +34,7 @@ def write_checkpoint_at(place: Path) -> None:
     write_checkpoint(Saved(), Saved(), place)
 
 
-@pytest.mark.parametrize("begin", [write_checkpoint_at, lambda place: write_text(place, "x")])
+@pytest.mark.parametrize("begin", [write_checkpoint_at, lambda place: write_atomically(place, "x")])
 def test_what_a_killed_run_left_is_removed_and_told(tmp_path, caplog, begin, dead):
     place, host = tmp_path / "new.x", socket.gethostname()
     mine = partial_of(place)
@@ -63,7 +62,7 @@ def test_a_killed_writer_leaves_a_name_that_is_known(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], cwd=Path(__file__).parent.parent, timeout=60)
     assert len(list(tmp_path.iterdir())) == 1
-    write_text(tmp_path / "x", "whole")
+    write_atomically(tmp_path / "x", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

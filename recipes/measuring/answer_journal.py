@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.run_folder import alone_in, told_when_full, write_atomically
+from data_generation.replacing import write_atomically
+from recipes.run_folder import alone_in, told_when_full
 
 
 RUN, LEDGER = "run.json", "ledger.sqlite"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from data_generation.data_set import write_text
 from data_generation.draining import drain_on_signals
 from data_generation.estimate import Estimate, dollars
 from data_generation.exchange import Reply, Request, Usage
@@ -33,6 +32,7 @@ from data_generation.ledger import Ledger
 from data_generation.pipeline import Failures
 from data_generation.rejections import Counts
 from data_generation.relative_score import LEVEL, ORDERS, RESAMPLES, Figures, Scored, relative_scores
+from data_generation.replacing import write_atomically
 from data_generation.server import host_of
 from data_generation.sizes import Sizes
 from data_generation.teacher import Teacher
@@ -107,7 +107,7 @@ class MakeReference(Work):
                 f"{counts.num_rejected:,} of {len(self.inputs.questions):,} questions got no reference answer, for "
                 "the reasons above. Raise --attempts, take another model, or write the others with --allow-missing."
             )
-        write_text(args.make_reference, "\n".join(lines) + "\n")
+        write_atomically(args.make_reference, "\n".join(lines) + "\n")
         print(f"{args.make_reference}: {counts.kept:,} reference answers")
 
 
@@ -146,15 +146,15 @@ class Scores(Work):
                 usable[name].append(scored(wanted, found.value))
             reviews.append(json.dumps(review(wanted, found)))
             samples.add(wanted, found)
-        write_text(args.out / REVIEWS, "\n".join(reviews) + "\n")
+        write_atomically(args.out / REVIEWS, "\n".join(reviews) + "\n")
         number = len(self.plan.orders)
         scores = {name: relative_scores(found, number, args.seed, lost[name]) for name, found in usable.items()}
         if not any(scores.values()):
             lines = "\n".join(f"{name}: {found}" for name, found in counts.items())
             raise ValueError(f"Nothing could be judged. {args.out / REVIEWS} has the reasons. {lines}")
         results = self.results(scores, counts, again, sorted(models), ledger)
-        write_text(args.out / REPORT, page(results, counts, samples.found))
-        write_text(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
+        write_atomically(args.out / REPORT, page(results, counts, samples.found))
+        write_atomically(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
         print("\n".join(describe(results["candidates"])))
         for name, found in counts.items():
             if found.num_rejected:

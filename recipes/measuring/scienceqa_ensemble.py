@@ -12,6 +12,7 @@ from data_generation.draining import drain_on_signals
 from data_generation.exchange import Request
 from data_generation.failures import RunStopped
 from data_generation.ledger import Ledger
+from data_generation.replacing import write_atomically
 from data_generation.scienceqa import Problem
 from data_generation.scienceqa_ensemble import (
     Replies,
@@ -37,7 +38,6 @@ from recipes.generating.generate_flags import (
 )
 from recipes.measuring.scienceqa_problems import add_problem_flags, load_problems
 from recipes.measuring.scienceqa_score import forms_of, read_answers, result_of, unreadable, write_json
-from recipes.run_folder import write_atomically
 
 
 KEPT = "Nothing that was answered is lost: the same command goes on from here."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_generation.replacing import write_atomically
 from data_generation.rows import check_out
 from data_generation.scienceqa import LETTERS, Problem
 from data_generation.scienceqa_scores import (
@@ -18,7 +19,6 @@ from data_generation.scienceqa_scores import (
     some,
 )
 from recipes.measuring.scienceqa_problems import add_problem_flags, load_problems
-from recipes.run_folder import write_atomically
 
 
 LISTED = 10  # unreadable answers on the screen

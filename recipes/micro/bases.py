@@ -34,7 +34,7 @@ def make_tower(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     import torch
     from transformers import CLIPModel, CLIPVisionModel
 
-    from recipes.run_folder import write_atomically
+    from data_generation.replacing import write_atomically
 
     from .tower import SIDE, SIDES, find_captions, probe, read_objects, save_tower, train_tower
 
@@ -174,7 +174,7 @@ def card(made: dict[str, dict[str, Any]]) -> str:
 
 def bases(out: Path, halves: list[str], steps: dict[str, int], seed: int) -> list[str]:
     """Makes what is not there yet; returns what no gate lets pass."""
-    from recipes.run_folder import write_atomically
+    from data_generation.replacing import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
     made = json.loads((out / MADE).read_text(encoding="utf-8")) if (out / MADE).exists() else {}

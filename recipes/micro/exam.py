@@ -22,10 +22,10 @@ from data_generation.microworld.scene import HELD_OUT, Scene, make_scene, scene_
 from data_generation.microworld.source import SIDE
 from data_generation.microworld.teacher.writing import conversation
 from data_generation.microworld.wordings import KINDS
+from data_generation.replacing import write_atomically
 from modeling_llava import LlavaForConditionalGeneration
 from processing import LlavaProcessor
 from recipes.measuring.answering import Chat, answer
-from recipes.run_folder import write_atomically
 
 
 TURNS = 3

@@ -10,9 +10,9 @@ from typing import Any
 from data_generation.microworld.draw import draw
 from data_generation.microworld.scene import scene_of
 from data_generation.page import document, table
+from data_generation.replacing import write_atomically
 from recipes.micro import exam
 from recipes.micro.results import cells
-from recipes.run_folder import write_atomically
 from recipes.training.checkpoints import FINISHED
 from recipes.training.samples import chart
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from data_generation.replacing import write_atomically
 from recipes.micro import exam
-from recipes.run_folder import write_atomically
 from recipes.training.checkpoints import FINISHED
 
 

@@ -23,9 +23,9 @@ from data_generation.microworld.questions import Question, ask
 from data_generation.microworld.scene import scene_of, scenes
 from data_generation.microworld.source import annotated
 from data_generation.microworld.wordings import LOOK_UPS, REASONING
+from data_generation.replacing import write_atomically
 from recipes.micro import exam
 from recipes.quickstart import MICRO, PROCESSES, Quickstart, Size, build, llava, teacher, training
-from recipes.run_folder import write_atomically
 from recipes.training.checkpoints import FINISHED
 
 

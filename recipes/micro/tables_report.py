@@ -9,10 +9,10 @@ from statistics import mean, stdev
 
 from data_generation.microworld.wordings import KINDS
 from data_generation.page import document, table
+from data_generation.replacing import write_atomically
 from recipes.micro import exam
 from recipes.micro.page import STYLE, marked, picture
 from recipes.micro.tables import DONE, JUDGED, Tables, slug
-from recipes.run_folder import write_atomically
 
 
 # Of the paper: relative scores on 30 COCO pictures (all, conversation, detail, reasoning), and ScienceQA accuracy.

@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from trl import ModelConfig
 
-from recipes.run_folder import write_atomically
+from data_generation.replacing import write_atomically
 from recipes.training.train_config import TrainConfig
 
 

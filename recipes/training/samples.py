@@ -11,10 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from data_generation.page import document
 from data_generation.pictures import data_url
+from data_generation.replacing import write_atomically
 from processing import LlavaProcessor, open_image
 from processing.conversation import count_images, text_of
 from processing.rows import own_bytes, picture_column, read_pictures
-from recipes.run_folder import write_atomically
 from recipes.training.train_config import TrainConfig
 from recipes.training.train_rows import Encoded
 
