@@ -1,7 +1,8 @@
 """Image-caption pairs to the rows of the first training stage: a brief question, and the caption as its answer.
 
-Pairs come from parquet, JSONL or tab-separated files and are read twice: once for the captions alone, from which the
-filter of `concepts.py` may choose, and once for the rows. Neither pass holds more than a batch of them.
+Pairs come from parquet, JSONL or tab-separated files, or from a captions file of COCO, and are read twice: once for
+the captions alone, from which the filter of `concepts.py` may choose, and once for the rows. Neither pass holds more
+than a batch of them.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .coco import coco_pairs
 from .prompting import choose
 from .rejections import Counts, Rejected
 from .rows import Row, messages_of, open_parquet
@@ -24,7 +26,8 @@ class Pairs:
     """Where pairs are.
 
     Args:
-        path: a file, or a folder whose files of these kinds are read in the order of their names.
+        path: a file, or a folder whose files of these kinds are read in the order of their names. A file of COCO is
+            named by itself: whatever else may be in a folder, ends in .json too.
         caption, image, id: columns; a dot goes into a struct. A .tsv has a first line with their names.
         pattern: for data that names no picture, its file by the row's number from 0: `GCC_train_{:09d}.jpg`.
         image_root: pictures that are not under it are rejected, before anything is counted; without it none is looked
@@ -45,8 +48,11 @@ class Pairs:
     def files(self) -> list[Path]:
         folder = sorted(file for file in self.path.rglob("*") if file.suffix in SUFFIXES) if self.path.is_dir() else []
         files = folder or [self.path]
-        if not all(file.is_file() and file.suffix in SUFFIXES for file in files):
-            raise ValueError(f"`{self.path}` is no {', '.join(SUFFIXES)} file, nor a folder with any. Check the path.")
+        if not all(file.is_file() and file.suffix in (*SUFFIXES, ".json") for file in files):
+            raise ValueError(
+                f"`{self.path}` is no {', '.join(SUFFIXES)} file, no captions file of COCO (.json), nor a folder with "
+                "any of the three. Check the path."
+            )
         return files
 
     def columns(self) -> list[str]:
@@ -136,6 +142,9 @@ class Pairs:
         for file in self.files():
             if file.suffix == ".parquet":
                 yield from self._parquet(file)
+                continue
+            if file.suffix == ".json":
+                yield from coco_pairs(file)
                 continue
             with file.open("rb") as lines:
                 names = (

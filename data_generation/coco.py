@@ -84,6 +84,26 @@ def read_coco(
         yield annotated
 
 
+def coco_pairs(path: Path) -> Iterator[dict[str, Any] | Rejected]:
+    """The captions of a captions file in its order, each with the name of its picture as `image`."""
+    names: dict[Any, Any] = {}
+    for key, entry in stream_members(path):  # the pictures may stand behind the captions
+        if key == "images" and isinstance(entry, dict) and isinstance(entry.get("id"), (int, str)):
+            names.setdefault(entry["id"], entry.get("file_name"))
+    if not names:
+        raise ValueError(f"`{path}` has no `images`; wanted a captions file of COCO, or pairs in another form.")
+    for key, entry in stream_members(path):
+        if key != "annotations":
+            continue
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(image_id, (int, str)):
+            yield Rejected("odd-entry", f"{shown(entry)}, wanted an object with `image_id` and `caption`.")
+        elif image_id not in names:
+            yield Rejected("unknown-image", f"a caption of picture {shown(image_id)}, which is not among `images`.")
+        else:
+            yield entry | {"image": names[image_id]}
+
+
 def named_box(labels: dict[Any, str], category: Any, numbers: Any) -> RawBox:
     if not isinstance(category, (int, str)) or category not in labels:
         raise Rejected("unknown-category", f"a box of category {shown(category)}, which `categories` lacks.")

@@ -78,7 +78,7 @@ def build(args: argparse.Namespace) -> dict:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava captions", description="Make the data of the first training stage.")
-    parser.add_argument("data", type=Path, help=".parquet, .jsonl or .tsv file of pairs, or a folder of such files")
+    parser.add_argument("data", type=Path, help="pairs: .parquet, .jsonl, .tsv, a folder of such, or COCO's .json")
     parser.add_argument("--out", type=Path, required=True, help=".parquet to write")
     parser.add_argument("--caption", default="caption", metavar="COLUMN", help="of the captions (%(default)s)")
     parser.add_argument("--image", default="image", metavar="COLUMN", help="of paths or pictures (%(default)s)")

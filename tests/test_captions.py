@@ -234,6 +234,29 @@ def test_embedded_pictures_stay_embedded(tmp_path):
     assert rows[2]["images"][0]["path"] == "y.png"
 
 
+def test_a_captions_file_of_coco_is_pairs(tmp_path):
+    annotations = [{"id": 7 + n, "image_id": n // 2, "caption": f"Caption {n}."} for n in range(4)]
+    annotations += [{"image_id": 9, "caption": "Whose?"}, {"image_id": 0, "caption": None}, {"image_id": []}, 3]
+    coco = {"annotations": annotations, "images": [{"id": n, "file_name": f"{n}.png"} for n in (0, 1, 1)]}
+    (tmp_path / "captions.json").write_text(json.dumps(coco))
+    command = [f"{tmp_path}/captions.json", "--out", f"{tmp_path}/out.parquet", "--concepts", "none"]
+    captions.main([*command, "--id", "id"])
+    rows = list(read_rows(tmp_path / "out.parquet"))
+    said = [(row["id"], row["images"], row["messages"][1]["content"][0]["text"]) for row in rows]
+    assert said == [(f"{7 + n}", [f"{n // 2}.png"], f"Caption {n}.") for n in range(4)]
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["rejected"] == {"unknown-image": 1, "no-column": 1, "odd-entry": 2}
+    (tmp_path / "0.png").write_bytes(png()["bytes"])
+    captions.main([*command, "--image-root", str(tmp_path)])
+    assert [row["images"] for row in read_rows(tmp_path / "out.parquet")] == [["0.png"]] * 2
+    (tmp_path / "captions.json").write_text("{}")
+    with pytest.raises(ValueError, match="captions.json` has no `images`"):
+        captions.main(command)
+    (tmp_path / "captions.json").write_text("[]")
+    with pytest.raises(ValueError, match="wanted `{`: a JSON object"):
+        captions.main(command)
+
+
 def test_mistakes_are_named(tmp_path):
     data = write_pairs(tmp_path / "pairs.tsv", PAIRS)
     out = ["--out", f"{tmp_path}/out.parquet"]
