@@ -1,13 +1,16 @@
 """Large JSON files read member by member, because mix665k and COCO's instances would fill the memory as a whole.
 
 `stream_array` gives the elements of `[...]`, `stream_members` the members of `{...}` with the elements of its arrays
-one by one. A file that is cut or broken is a `ValueError` with the place; what came before it has been given by then.
+one by one, `stream_lines` the objects of JSONL. A file that is cut or broken is a `ValueError` with the place; what
+came before it has been given by then.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
+
+from .sources import shown
 
 
 CHUNK = 1 << 20  # characters
@@ -117,6 +120,26 @@ def stream_members(path: Path) -> Iterator[tuple[str, Any]]:
             if reader.take(",}") == "}":
                 break
         _end(reader)
+
+
+def stream_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of a file with one JSON object on each line; the place is what an error names."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"`{path}`, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: {error}; wanted JSON in UTF-8. Save the file as UTF-8.") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{place}: no JSON, {error}; wanted one object on each line. Repair the line."
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: {shown(row)}; wanted one JSON object on each line. Repair the line.")
+            yield place, row
 
 
 def _elements(reader: _Reader) -> Iterator[Any]:

@@ -8,13 +8,13 @@ The layouts are those of LLaVA-Bench (COCO) and LLaVA-Bench (In-the-Wild), and o
 cannot be read is an error that names the file and the line: a question that is left out would change the score.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .json_stream import stream_lines
 from .prompting import write_context
 from .rejections import Rejected
 from .relative_score import ALL
@@ -71,23 +71,10 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's object, and the words that name the line in an error."""
     if not path.is_file():
         raise ValueError(f"`{path}` is no file. Check the path.")
-    is_empty = True
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"`{path}`, line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: {error}. Save the file as UTF-8.") from error
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: no JSON, {error}; wanted one object on each line.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: {shown(row)}; wanted one JSON object on each line.")
-            is_empty = False
-            yield where, row
-    if is_empty:
+    where = None
+    for where, row in stream_lines(path):
+        yield where, row
+    if where is None:
         raise ValueError(f"`{path}` is empty. Check how it was written.")
 
 

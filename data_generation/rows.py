@@ -4,7 +4,6 @@ One schema, TRL's conversational vision format with provenance: `id`, `images`, 
 `image_id` (one per picture; the same picture has the same one, so that training can share it).
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
+from .json_stream import stream_lines
 from .replacing import replacing
 
 
@@ -74,7 +74,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     if not files or not all(file.is_file() and file.suffix in SUFFIXES for file in files):
         raise ValueError(f"`{path}` is no {' or '.join(SUFFIXES)} file, and no folder with any. Check the path.")
     for file in files:
-        yield from _read_parquet(file) if file.suffix == ".parquet" else _read_jsonl(file)
+        if file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        else:
+            yield from (row for _, row in stream_lines(file))
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -90,20 +93,6 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
             yield parquet
     except pa.ArrowException as error:
         raise ValueError(f"`{path}`: {error} Wanted a whole parquet file: copy or write it again.") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"`{path}`, line {number}: {error}; wanted JSON in UTF-8. Repair the line."
-                ) from error
-            yield row
 
 
 def check_out(out: Path, *read: Path) -> None:

@@ -221,7 +221,7 @@ def test_rows_of_any_editor_are_read(tmp_path):
     "name, content, words",
     [
         ("x.jsonl", b'{"id": "1"}\n{"id": "\xff"}', "x.jsonl`, line 2: 'utf-8' codec .*; wanted JSON in UTF-8"),
-        ("x.jsonl", b"[" * 100_000, "x.jsonl`, line 1: maximum recursion depth"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl`, line 1: no JSON, maximum recursion depth"),
         ("x.parquet", b"", "x.parquet`: Parquet file size is 0 bytes .*Wanted a whole parquet file"),
         ("x.parquet", b"PAR1 and no more", "x.parquet`: .*Wanted a whole parquet file"),
     ],

@@ -298,7 +298,7 @@ def test_a_key_in_a_row_is_refused_and_a_path_in_its_words_is_not(tmp_path):
         ("a.parquet", b"PAR1 cut off", "is no parquet file"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b"{", "line 1"),
-        ("a.jsonl", b"[1]\n", "line 1 holds a list"),
+        ("a.jsonl", b"[1]\n", "line 1: [1]; wanted one JSON object"),
         ("a.jsonl", b"\xff\xfe", "wanted JSON in UTF-8"),
         ("a.jsonl", b'{"id": 1}', "has the columns id; wanted rows with `messages`"),
         ("a.csv", b"a,b", "is no .parquet or .jsonl file"),

@@ -15,15 +15,15 @@ from tests.scoring import vqa_files as vqa_files
     "answers, message",
     [
         (b"", "is empty, wanted a JSON object on each line"),
-        (b"{'question_id': 1}\n", "line 1, is no JSON"),
-        (b"[1]\n", r"line 1, is \[1\], wanted a JSON object"),
+        (b"{'question_id': 1}\n", "line 1: no JSON"),
+        (b"[1]\n", r"line 1: \[1\]; wanted one JSON object"),
         (b'{"question_id": 10, "text": "a"}\n\n{"text": "a"}\n', "line 3, has the `question_id` None"),
         (b'{"question_id": true, "text": "a"}\n', "has the `question_id` True"),
         (b'{"question_id": 10, "text": null}\n', "has the `text` None"),
-        (b'{"question_id": 10, "text": "\xff"}\n', "bytes at 29 that are no UTF-8"),
+        (b'{"question_id": 10, "text": "\xff"}\n', "line 1: .utf-8. codec .* position 29.*Save the file as UTF-8"),
         (b'{"question_id": 10, "text": "a"}\n' * 2, r"answers 1 question \(`10`\) more than once"),
         (b'{"question_id": 99, "text": "a"}\n', r"answers 1 question \(`99`\) that no question has.*such as `10`"),
-        (b"[" * 100_000, "line 1, is no JSON"),
+        (b"[" * 100_000, "line 1: no JSON"),
     ],
 )
 def test_careless_answers(vqa_files, answers, message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_generation.json_stream import stream_lines
 from data_generation.sources import shown
 
 
@@ -285,18 +286,7 @@ def read_asked(path: Path) -> Iterable[tuple[str, dict]]:
 
 def read_rows(path: Path) -> list[tuple[str, dict]]:
     """The objects of a JSONL file with their places."""
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"`{path}`, line {number},"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place} is no JSON: {error}. Wanted one object on each line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place} is {shown(row)}, wanted a JSON object.")
-        rows.append((place, row))
+    rows = [(f"{place},", row) for place, row in stream_lines(path)]
     if not rows:
         raise ValueError(f"`{path}` is empty, wanted a JSON object on each line.")
     return rows
