@@ -17,7 +17,7 @@ from data_generation.microworld.wordings import KINDS as QUESTIONS
 from data_generation.microworld.wordings import REASONING
 from recipes import reproduce
 from recipes.micro.tables import KINDS, Row, chat_questions, choose, conclusion, plan, read_tables, with_answer_first
-from recipes.micro.tables_report import JUDGED_KINDS, Found, findings, gather, told_tables
+from recipes.micro.tables_report import JUDGED_KINDS, Found, findings, gather, told_circumstances, told_tables
 from tests.test_readme import ROOT, command_problems
 
 
@@ -147,6 +147,7 @@ def test_a_small_run_ends_with_a_report_and_is_not_done_twice(tmp_path):
     assert head[0] == "data" and [cells[0] for cells in body] == list(tables.data)
     report = (out / "report.md").read_text()
     assert all(name in report for name in tables.rows)
+    assert re.search(r"\nTrained until \d{4}-\d\d-\d\dT\S+ on .+; commit \S+; .*torch \d\S+.*\.\n$", report)
     assert (out / "report.html").read_text().count("data:image/png") > 3
     smaller = json.loads((out / "seed-0/starts/smaller/stage1/config.json").read_text())
     assert smaller["text_config"]["num_hidden_layers"] == 2
@@ -191,8 +192,9 @@ def test_parts_wait_for_what_they_need(tmp_path):
 
 
 def test_the_docs_tell_the_figures_that_were_measured():
-    found = Found(json.loads((ROOT / "benchmarks/results/reproduce.json").read_text())["rows"])
-    page = (ROOT / "docs/reproduce.md").read_text()
+    results = json.loads((ROOT / "benchmarks/results/reproduce.json").read_text())
+    found, page = Found(results["rows"]), (ROOT / "docs/reproduce.md").read_text()
+    assert told_circumstances(results) in page.replace("\n", " ")
     tables = read_tables(PATH)
     for _, text, _, body in told_tables(found, tables):
         assert text in page

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from data_generation.microworld.wordings import KINDS
 from data_generation.page import document, table
@@ -13,6 +14,7 @@ from data_generation.replacing import write_atomically
 from recipes.micro import exam
 from recipes.micro.page import STYLE, marked, picture
 from recipes.micro.tables import DONE, JUDGED, Tables, slug
+from recipes.training.checkpoints import FINISHED
 
 
 # Of the paper: relative scores on 30 COCO pictures (all, conversation, detail, reasoning), and ScienceQA accuracy.
@@ -75,9 +77,11 @@ def write_reports(out: Path, tables: Tables, rows: Sequence[str], seeds: Sequenc
         lines += [f"## {title}", "", text, "", f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
         lines += [f"| {' | '.join(cells)} |" for cells in body] + [""]
     lines += ["## What holds", "", RULE, ""] + [f"- {finding}" for finding in findings(found)]
+    made = circumstances(out, rows, seeds)
+    lines += ["", told_circumstances(made)]
     write_atomically(out / "report.md", "\n".join(lines) + "\n")
-    write_atomically(out / "report.json", json.dumps({"seeds": list(seeds), "rows": found.by_row}, indent=1))
-    write_atomically(out / "report.html", page(out, found, sections, facts, rows, seeds))
+    write_atomically(out / "report.json", json.dumps({"seeds": list(seeds), **made, "rows": found.by_row}, indent=1))
+    write_atomically(out / "report.html", page(out, found, sections, facts, rows, seeds, told_circumstances(made)))
     return [out / "report.html", out / "report.md", out / "report.json"]
 
 
@@ -90,6 +94,23 @@ RULE = (
     "A finding of the paper holds here if it does for every seed, does not hold if the mean is the other way round, "
     "and is undecided otherwise."
 )
+
+
+def circumstances(out: Path, rows: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """What the rows' trainings wrote of when, where and with which code they ran, which may be at several commits."""
+    files = [out / f"seed-{seed}/rows/{slug(name)}/stage2" / FINISHED for seed in seeds for name in rows]
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return {
+        "ended": max((run["ended"] for run in runs), default=None),
+        "commits": sorted({run["commit"] or "unknown" for run in runs}),
+        "hardware": sorted({run["hardware"] for run in runs}),
+        "versions": sorted({f"{name} {number}" for run in runs for name, number in run["versions"].items()}),
+    }
+
+
+def told_circumstances(made: dict[str, Any]) -> str:
+    where = f"{', '.join(made['hardware'])}; commit {', '.join(made['commits'])}; {', '.join(made['versions'])}"
+    return f"Trained until {made['ended']} on {where}." if made["ended"] else "Nothing was trained."
 
 
 def gather(out: Path, rows: Sequence[str], seeds: Sequence[int]) -> Found:
@@ -166,7 +187,13 @@ def findings(found: Found) -> Iterable[str]:
 
 
 def page(
-    out: Path, found: Found, sections: Sequence[Section], facts: str, rows: Sequence[str], seeds: Sequence[int]
+    out: Path,
+    found: Found,
+    sections: Sequence[Section],
+    facts: str,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    made: str,
 ) -> str:
     tables = "".join(
         f"<h2>{title}</h2><p>{html.escape(text)}</p>"
@@ -183,7 +210,8 @@ def page(
 {tables}
 <h2>What holds</h2><p>{RULE}</p><ul>{held}</ul>
 <h2>Answers</h2>
-{samples(out, [name for name in SAMPLED if name in rows] or list(rows)[:3], seeds[0])}"""
+{samples(out, [name for name in SAMPLED if name in rows] or list(rows)[:3], seeds[0])}
+<p class="faint">{html.escape(made)}</p>"""
     return document("the paper's tables", shown, f"{STYLE}body {{ max-width: 72rem; }}")
 
 
