@@ -17,9 +17,11 @@ from tests import tiny, tiny_text
 pytestmark = pytest.mark.slow  # on a busy machine a key may come at a moment when Python does not look
 
 
-# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal.
+# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal; and one that is heard:
+# what a script starts in the background inherits to ignore it, and so would all that pytest starts there.
 AT_TERMINAL = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.close(os.open(os.ttyname(0), os.O_RDWR))
 from recipes.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -69,8 +71,21 @@ def test_a_terminal_is_forgiven_and_interrupts_answers_only(tmp_path):
     master, slave = pty.openpty()
     command = [sys.executable, "-c", AT_TERMINAL, "chat", "--model", "endless", "--device", "cpu"]
     command += ["--max_new_tokens", "50000", "--min_new_tokens", "50000"]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path)
-    os.close(slave)
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path
+    ) as process:
+        os.close(slave)
+        try:
+            sit_there(master)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(master)
+    saved = json.loads((tmp_path / "ended.json").read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+
+
+def sit_there(master: int) -> None:
     shown = Shown(master)
     shown.until("> ")
     os.write(master, b"/image none.png\n")
@@ -84,7 +99,3 @@ def test_a_terminal_is_forgiven_and_interrupts_answers_only(tmp_path):
     os.write(master, b"/save ended.json\n")
     shown.until("1 questions and answers", "> ")
     os.write(master, b"\x04")
-    assert process.wait(60) == 0
-    os.close(master)
-    saved = json.loads((tmp_path / "ended.json").read_text())
-    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
