@@ -102,6 +102,19 @@ def test_another_source_does_not_take_the_place_of_a_data_set(tmp_path, capsys):
         assert llava([*jsonl, *url]) == 0 and [row["source"] for row in rows_of(out)] == ["scenes"]
 
 
+def test_a_readme_of_somebody_else_is_not_written_over(tmp_path, capsys):
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "README.md").write_text("# My pictures\n")
+    with TeacherServer() as server:
+        command = [*flags_of(tmp_path / "a", out, "--kinds", "detail"), "--base-url", server.url]
+        assert llava(command) == 1
+        assert f"`{out}/README.md` is no card of `llava generate`" in capsys.readouterr().err
+        assert server.stats()["requests"] == 0 and [file.name for file in out.iterdir()] == ["README.md"]
+        (out / "README.md").rename(out / "about.md")
+        assert llava(command) == 0 and llava(command) == 0
+
+
 # -- fatal stops --
 
 

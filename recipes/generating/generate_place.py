@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_generation.card import YOURS, read_card
 from data_generation.data_set import first_rows
 from data_generation.rejections import Counts
 from data_generation.sources import AnnotatedImage
@@ -19,6 +20,12 @@ class Place:
         rows = first_rows(out) if out is not None else []
         self._pictures = {(row["image_id"][0], picture_name(row["images"][0])) for row in rows}
         self._is_ours = not rows
+        card = read_card(out / "README.md") if out is not None else ""
+        if card and YOURS not in card:
+            raise ValueError(
+                f"`{out}/README.md` is no card of `llava generate`, which would write its own there. Take another "
+                f"--out, or give that file another name; its words can go into the card, below `{YOURS}`."
+            )
         if rows and rows[0]["source"] != name:
             raise ValueError(
                 f"{self._other(rows[0]['source'])} If they are the same under another name: --source-name "
