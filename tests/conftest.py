@@ -6,6 +6,7 @@ and is imported as itself (`from tests.originals import base as base`): pytest f
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 
@@ -24,6 +25,10 @@ import torch
 pytest.register_assert_rewrite(
     *(f"tests.{file.stem}" for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "conftest"))
 )
+
+# A script's background jobs ignore Ctrl-C, and so would all that a test starts, and be waited for without end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # More threads make tiny models slower, and sums depend on how many there are.
 torch.set_num_threads(1)

@@ -17,11 +17,9 @@ from tests import tiny, tiny_text
 pytestmark = pytest.mark.slow  # on a busy machine a key may come at a moment when Python does not look
 
 
-# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal; and one that is heard:
-# what a script starts in the background inherits to ignore it, and so would all that pytest starts there.
+# Makes the standard input the terminal of the session, so that Ctrl-C typed there is a signal.
 AT_TERMINAL = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import os, sys
 os.close(os.open(os.ttyname(0), os.O_RDWR))
 from recipes.cli import main
 sys.exit(main(sys.argv[1:]))

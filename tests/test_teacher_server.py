@@ -1,9 +1,11 @@
 """The teacher's server, through the real `openai` client and through our own."""
 
 import asyncio
+import contextlib
 import http.client
 import itertools
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -226,9 +228,15 @@ def test_our_batch_client_fills_a_ledger(tmp_path):
 
 def test_the_commands_work_together(tmp_path, capsys):
     command = [sys.executable, "-m", "recipes.cli", "teacher", "--port", "0", "--failed", "0.1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process,
+        contextlib.ExitStack() as open_still,
+    ):
         try:
             url = process.stdout.readline().split(" at ")[1].split()[0]
+            connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))
+            open_still.enter_context(connection).sendall(b"GET /v1/models HTTP/1.1\r\n\r\n")
+            assert connection.recv(8) == b"HTTP/1.1"
             flags = ["--model", MODEL, "--base-url", url, "--source", "microworld", "--limit", "6", "--split", "test"]
             out = tmp_path / "data"
             assert cli.main(["generate", *flags, "--out", str(out), "--duplicates", "keep"]) == 0, (
@@ -237,7 +245,7 @@ def test_the_commands_work_together(tmp_path, capsys):
         finally:
             process.send_signal(2)
             rest = process.stdout.read()
-    assert "18 answers, 0 refused" in rest
+    assert "18 answers, 0 refused" in rest and "Traceback" not in rest
     assert any(out.rglob("*.parquet"))
 
 

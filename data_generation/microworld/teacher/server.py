@@ -66,6 +66,8 @@ class TeacherServer:
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, Lost):
             log.debug("a connection ended")
+        except asyncio.CancelledError:
+            log.debug("the server ends")  # of a task that ends by this, Python 3.11 prints a traceback
         except ValueError as error:  # a head that is no HTTP
             log.debug("a connection ended: %s", error)
         finally:
