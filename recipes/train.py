@@ -271,9 +271,15 @@ def check_choices(config: TrainConfig, model_config: ModelConfig) -> None:
 
 def find_checkpoint(config: TrainConfig, run: dict[str, Any]) -> Path | None:
     given = config.resume_from_checkpoint
-    if isinstance(given, str) and given.lower() not in ("true", "false"):
+    if given is not None and str(given).lower() not in ("true", "false"):
         return given_checkpoint(Path(given), run)
-    return last_complete_checkpoint(config.output_dir)
+    found = last_complete_checkpoint(config.output_dir)
+    if found is not None and str(given).lower() == "false":
+        raise ValueError(
+            f"`resume_from_checkpoint` is false, and `{found}` is there, from which this run would go on. To begin "
+            "anew, delete it or give another `output_dir`; to go on, leave `resume_from_checkpoint` out."
+        )
+    return found
 
 
 def parser() -> argparse.ArgumentParser:

@@ -186,6 +186,15 @@ def test_a_checkpoint_that_is_named_is_looked_at_too(workplace):
             training.run(workplace, **again | {"resume_from_checkpoint": path, "output_dir": "third"})
 
 
+@pytest.mark.parametrize("no", [False, "false"])  # of a YAML, and of the command line
+def test_a_run_that_is_to_begin_anew_does_not_go_on(workplace, no):
+    anew = {"max_steps": 1, "resume_from_checkpoint": no} | SAVING
+    training.run(workplace, **anew)
+    Path("out/training.json").unlink()
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` is false, and `out/checkpoint-1` is there, from"):
+        training.run(workplace, **anew)
+
+
 def test_a_line_of_the_log_counts_the_steps_before_the_checkpoint(workplace, monkeypatch):
     changes = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "max_length": 160}
     whole = training.run(workplace, **changes, output_dir="whole").state.log_history
