@@ -26,7 +26,7 @@ class PaddedCollator:
                 row.get("images"),
                 for_training=True,
                 max_length=self.max_length,
-                name=f"sample `{row.get('id', index)}`",
+                name=f"conversation `{row.get('id', index)}`",
             )
             for index, row in enumerate(rows)
         ]
@@ -145,7 +145,7 @@ class TreeCollator:
         if trees:
             read = self.processor.pixel_values if self.features is None else self.features.read
             key = "pixel_values" if self.features is None else "image_features"
-            batch[key] = torch.cat([read(tree.images, f"sample `{tree.ids[0]}`") for tree in trees])
+            batch[key] = torch.cat([read(tree.images, f"conversation `{tree.ids[0]}`") for tree in trees])
         return batch
 
     def _length(self, laid: list[Layout]) -> int:

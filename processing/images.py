@@ -99,7 +99,7 @@ def open_image(source: ImageSource, name: str | None = None, max_pixels: int = M
     Args:
         source: a PIL image (at the frame it is at), the path of a local file, encoded bytes, a `datasets` dict of
             `bytes` and `path`, a base64 `data:` URL, or a uint8 array of H x W, H x W x 3 or H x W x 4.
-        name: what messages call it. With backticks in it, it is taken as it is: "`0001.jpg` of sample `7`".
+        name: what messages call it. With backticks in it, it is taken as it is: "`0001.jpg` of conversation `7`".
         max_pixels: a picture with more is refused before it is decoded.
 
     Raises:
@@ -206,14 +206,14 @@ def _open_file(path: Path, called: str, max_pixels: int) -> Image.Image:
 def _decode(file: IO[bytes], called: str, max_pixels: int) -> Image.Image:
     head = file.read(256)
     if not head:
-        raise ImageError(f"{called} is empty (0 bytes). Download or export it again, or remove the sample.")
+        raise ImageError(f"{called} is empty (0 bytes). Download or export it again, or leave it out.")
     try:
         with _strict_pillow:
             image = _read_header(file)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{called} is not an image: it {_looks_like(head)}; wanted one of {', '.join(FORMATS)}. "
-            "Download or convert it again, or remove the sample."
+            "Download or convert it again, or leave it out."
         ) from error
     except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         _refuse_broken(called, error)
@@ -251,7 +251,7 @@ def _refuse_broken(called: str, error: Exception) -> NoReturn:
     # Readers check what `_check_size` cannot see: a WebP before its size is known, a GIF's frames, a TIFF's tiles.
     found = "too large" if isinstance(error, Image.DecompressionBombError) else "broken or cut short"
     raise ImageError(
-        f"{called} is {found} ({reason}); wanted a complete image. Download or export it again, or remove the sample."
+        f"{called} is {found} ({reason}); wanted a complete image. Download or export it again, or leave it out."
     ) from error
 
 
@@ -282,14 +282,14 @@ def _check_size(size: tuple[int, int], called: str, max_pixels: int) -> None:
     width, height = size
     found = f"{called} is {width} x {height} pixels"
     if width < 1 or height < 1:
-        raise ImageError(f"{found}; wanted at least 1 x 1. Remove the sample.")
+        raise ImageError(f"{found}; wanted at least 1 x 1. Leave it out.")
     if width * height > max_pixels:
         raise ImageError(
             f"{found}, {width * height:,} in all; wanted at most {max_pixels:,}. Scale it down, or raise `max_pixels` "
             "if its origin is trusted."
         )
     if max(size) > MAX_RATIO * min(size):
-        raise ImageError(f"{found}; wanted sides of a ratio of at most {MAX_RATIO}:1. Crop it, or remove the sample.")
+        raise ImageError(f"{found}; wanted sides of a ratio of at most {MAX_RATIO}:1. Crop it, or leave it out.")
     if max(size) > MAX_SIDE:
         raise ImageError(f"{found}; wanted at most {MAX_SIDE:,} on a side. Scale it down or cut it into pieces.")
 

@@ -118,11 +118,13 @@ def _align_messages(batch: Mapping[str, list], indices: list[int], source: str) 
     for name, messages in zip(_names(batch, indices, source), batch["messages"], strict=True):
         if not _is_list_of_messages(messages):
             raise ValueError(
-                f"Sample `{name}` of data set {source} has the messages {describe(messages)}; wanted a list of "
+                f"Conversation `{name}` of data set {source} has the messages {describe(messages)}; wanted a list of "
                 '{"role": ..., "content": ...}, the content a text or a list of parts. Repair or remove it.'
             )
         if any(picture is not None for picture in pictures_in(list(filter(None, messages or [])))):
-            raise ValueError(f"Sample `{name}` has pictures inside its messages. Move them to the column `images`.")
+            raise ValueError(
+                f"Conversation `{name}` has pictures inside its messages. Move them to the column `images`."
+            )
         aligned.append(messages and [_message(message) for message in messages])
     return {"messages": aligned}
 

@@ -167,7 +167,7 @@ def _report(encoded: Dataset, max_length: int, parts: list[tuple[str, int]]) -> 
 
 def reason_of(rejected: str, name: str) -> str:
     """The first words of an error, without what is one conversation's own: its name, numbers and quotations."""
-    words = rejected.replace(f"sample `{name}`", "a conversation")
+    words = rejected.replace(f"conversation `{name}`", "a conversation")
     # Of what is between backticks, names of fields and numbers stay; paths and the like go.
     words = re.sub(r"`([^`]*)`", lambda found: found[0] if re.fullmatch(r"[A-Za-z_]+|\d+", found[1]) else "…", words)
     words = re.split(r"[:.] ", words, maxsplit=1)[0]
@@ -210,14 +210,16 @@ def encode_sample(
     row: dict[str, Any] = {"id": name, "input_ids": [], "answers": [], "num_tokens": 0, "num_images": 0}
     row |= {"prefix_key": "", "cut": 0, "rejected": ""}
     try:
-        encoded = processor.encode_text(messages, for_training=True, max_length=max_length, name=f"sample `{name}`")
-        shown = match_pictures(messages, images, f"sample `{name}`")[: encoded.num_images]
+        encoded = processor.encode_text(
+            messages, for_training=True, max_length=max_length, name=f"conversation `{name}`"
+        )
+        shown = match_pictures(messages, images, f"conversation `{name}`")[: encoded.num_images]
         for number, image in enumerate(shown if open_pictures else []):
-            open_image(own_bytes(image), f"`{number}` of sample `{name}`")
+            open_image(own_bytes(image), f"`{number}` of conversation `{name}`")
     except (ConversationError, ImageError) as error:
         return row | {"rejected": str(error)}
     except TemplateError as error:
-        return row | {"rejected": f"The chat template refuses sample `{name}`: {error}"}
+        return row | {"rejected": f"The chat template refuses conversation `{name}`: {error}"}
     ids, answers = collapse_images(encoded, processor.image_token_id, processor.num_image_tokens)
     return row | {
         "input_ids": ids,

@@ -325,7 +325,7 @@ def test_a_broken_picture_names_its_conversation():
     processor = tiny_text.processor()
     broken = sample("broken one") | {"images": [{"bytes": b"no image", "path": None}]}
     rows = packed(processor, Dataset.from_list([broken]))
-    with pytest.raises(ImageError, match="Image `0` of sample `broken one`"):
+    with pytest.raises(ImageError, match="Image `0` of conversation `broken one`"):
         TreeCollator(processor, "end")([rows[0]])
 
 

@@ -117,8 +117,8 @@ def test_pictures_are_known_by_their_bytes(tmp_path):
     data = path.read_bytes()
     assert len({picture_key(image, "x") for image in (str(path), {"path": str(path), "bytes": None}, data)}) == 1
     assert picture_key({"path": "other.png", "bytes": data}, "x") == picture_key(str(path), "x")
-    with pytest.raises(ImageError, match="A picture of sample `7` cannot be read: .*No such file"):
-        picture_key(str(tmp_path / "b.png"), "sample `7`")
+    with pytest.raises(ImageError, match="A picture of conversation `7` cannot be read: .*No such file"):
+        picture_key(str(tmp_path / "b.png"), "conversation `7`")
 
 
 def test_files_are_whole_and_missing_features_are_told(tmp_path):
@@ -126,8 +126,8 @@ def test_files_are_whole_and_missing_features_are_told(tmp_path):
     (tmp_path / ".features-1.safetensors.partial-7").write_bytes(b"half")
     files = FeatureFiles(tmp_path)
     assert len(files) == 2 and "a" in files and files.read_key("a", "x").equal(torch.ones(2, 3))
-    with pytest.raises(ImageError, match="sample `7` has no features in .* changed since the run began"):
-        files.read_key("c", "sample `7`")
+    with pytest.raises(ImageError, match="conversation `7` has no features in .* changed since the run began"):
+        files.read_key("c", "conversation `7`")
     (tmp_path / "features-0.safetensors").write_bytes(b"no header")
     with pytest.raises(ValueError, match="features-0.safetensors` is no file of features: .* Delete it"):
         FeatureFiles(tmp_path)

@@ -96,7 +96,7 @@ def test_arrays_of_another_shape_or_type_are_refused(array):
 
 
 def test_a_message_names_the_image_as_the_caller_does(tmp_path):
-    name = "`train2017/0001.jpg` of sample `7`"
+    name = "`train2017/0001.jpg` of conversation `7`"
     assert refused(b"", name=name).startswith(f"Image {name} is empty")
     assert refused(b"", name="0001.jpg").startswith("Image `0001.jpg` is empty")
     assert refused(b"abc").startswith("Image (3 bytes) is not an image")

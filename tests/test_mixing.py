@@ -73,5 +73,5 @@ def test_impossible_mixtures_are_refused():
     with pytest.raises(ValueError, match="Data set 0 has no column `messages`, but text"):
         mix([Dataset.from_dict({"text": ["a"]})])
     inside = [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}, assistant("A")]
-    with pytest.raises(ValueError, match="Sample `a` has pictures inside its messages"):
+    with pytest.raises(ValueError, match="Conversation `a` has pictures inside its messages"):
         mix([Dataset.from_list([{"id": "a", "messages": inside}])])

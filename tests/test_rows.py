@@ -164,7 +164,7 @@ def test_nothing_left_is_an_error():
 
 def test_what_the_template_refuses_is_named():
     processor = tiny_text.processor("llama", "plain")
-    with pytest.raises(ValueError, match="The chat template refuses sample `fine`: The `plain` template"):
+    with pytest.raises(ValueError, match="The chat template refuses conversation `fine`: The `plain` template"):
         encode(BAD[:1], processor)
 
 
@@ -283,6 +283,6 @@ def test_pictures_are_opened_where_conversations_may_be_left_out(tmp_path):
     encoded, report = encode_rows(data, tiny_text.processor(), 300, skip_invalid=True)
     assert [bool(reason) for reason in encoded["rejected"]] == [False, True, True, False]
     assert "broken or cut short" in encoded[1]["rejected"] and "does not exist" in encoded[2]["rejected"]
-    assert report.counts.total() == 2 and "sample `1`" in encoded[1]["rejected"]
+    assert report.counts.total() == 2 and "conversation `1`" in encoded[1]["rejected"]
     text_alone, _ = encode_rows(data, tiny_text.processor(), 300)
     assert not any(text_alone["rejected"])

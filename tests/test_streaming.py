@@ -141,13 +141,13 @@ BAD = [
 def test_bad_conversations_stop_a_stream_or_are_counted(caplog):
     source = Dataset.from_list(BAD).to_iterable_dataset()
     options = {"max_length": 300, "epochs": 1}
-    with pytest.raises(ValueError, match="Message 1 of sample `mute` is an empty answer.* set `skip_invalid`"):
+    with pytest.raises(ValueError, match="Message 1 of conversation `mute` is an empty answer.* set `skip_invalid`"):
         list(StreamingRows(source, tiny_text.processor(), **options))
     rows = StreamingRows(source, tiny_text.processor(), **options, skip_invalid=True)
     with caplog.at_level(logging.WARNING):
         assert names(rows) == {"fine": 1}
     assert rows.rejected == {"Message N of a conversation is an empty answer": 1}
-    assert "1 conversations of this block cannot be used, the first: Message 1 of sample `mute`" in caplog.text
+    assert "1 conversations of this block cannot be used, the first: Message 1 of conversation `mute`" in caplog.text
 
 
 def test_rows_have_no_more_images_than_asked():

@@ -143,7 +143,7 @@ def test_a_broken_sample_is_named(workplace):
     row["messages"][1]["content"][0]["text"] = " "
     lines[3] = json.dumps(row)
     (workplace / "captions.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="Message 1 of sample `caption-3` is an empty answer"):
+    with pytest.raises(ValueError, match="Message 1 of conversation `caption-3` is an empty answer"):
         run("pretrain")
 
 

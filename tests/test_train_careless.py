@@ -296,7 +296,7 @@ def test_an_error_of_a_worker_is_told_in_its_own_words(monkeypatch, capsys):
         try:
             raise KeyError("a")
         except KeyError as error:
-            raise ImageError("`0` of sample `x: y` is empty (0 bytes). Remove\nthe sample.") from error
+            raise ImageError("`0` of conversation `x: y` is empty (0 bytes). Leave\nit out.") from error
 
     def main(arguments):
         try:
@@ -308,7 +308,7 @@ def test_an_error_of_a_worker_is_told_in_its_own_words(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "fake", ("recipes_fake", ""))
     assert cli.main(["fake"]) == 1
     told = capsys.readouterr().err
-    assert told == "llava fake: error: `0` of sample `x: y` is empty (0 bytes). Remove the sample.\n"
+    assert told == "llava fake: error: `0` of conversation `x: y` is empty (0 bytes). Leave it out.\n"
 
 
 def spoil(rows: list[dict]) -> None:
@@ -324,7 +324,7 @@ def test_rows_without_what_they_need_are_counted_and_named(workplace, capsys):
     with pytest.raises(ValueError, match="4 of 16 conversations cannot be used") as error:
         training.run(workplace, data=["text.jsonl", "data.jsonl"])
     for row in rows[1:5]:
-        assert f"sample `{row['id']}`" in str(error.value)
+        assert f"conversation `{row['id']}`" in str(error.value)
     assert "(1 in `data.jsonl`)" in str(error.value) and "(1 in `text.jsonl`)" not in str(error.value)
     training.run(workplace, data=["text.jsonl", "data.jsonl"], skip_invalid=True)
     assert json.loads(Path("out/training.json").read_text())["data"]["conversations"] == 16
@@ -333,7 +333,9 @@ def test_rows_without_what_they_need_are_counted_and_named(workplace, capsys):
 def test_messages_that_are_none_are_refused(tmp_path):
     for messages in ("Hello", [{"role": "user", "content": ["Hi"]}]):
         (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "7", "messages": messages}) + "\n")
-        with pytest.raises(ValueError, match="Sample `7` of data set .*rows.jsonl has the messages .*; wanted a list"):
+        with pytest.raises(
+            ValueError, match="Conversation `7` of data set .*rows.jsonl has the messages .*; wanted a list"
+        ):
             load_mixture([str(tmp_path / "rows.jsonl")], None, None, 0, True)
 
 
@@ -348,7 +350,7 @@ def test_missing_pictures_are_one_reason(tmp_path):
     _, report = encode_rows(Dataset.from_list([sample("fine") | {"images": [_png(tmp_path)]}, *rows]), *OPTIONS)
     assert list(report.counts.values()) == [5]
     assert "does not exist" in next(iter(report.counts))
-    text = "Message 3 of sample `a` wants `role` and `content` for `a/b.png`"
+    text = "Message 3 of conversation `a` wants `role` and `content` for `a/b.png`"
     assert reason_of(text, "a") == "Message N of a conversation wants `role` and `content` for …"
 
 

@@ -115,7 +115,7 @@ def test_conversations_that_cannot_be_used_are_counted(workplace, caplog):
     rows = [json.loads(line) for line in Path("data.jsonl").read_text().splitlines()]
     rows[3]["messages"][1]["content"][0]["text"] = " "
     Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=f"sample `{rows[3]['id']}` is an empty answer"):
+    with pytest.raises(ValueError, match=f"conversation `{rows[3]['id']}` is an empty answer"):
         training.run(workplace, **STREAM)
     with caplog.at_level(logging.WARNING):
         training.run(workplace, **STREAM, skip_invalid=True)

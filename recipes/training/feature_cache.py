@@ -47,7 +47,7 @@ class TreePictures(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> list[tuple[str, torch.Tensor | None]]:
         tree = self.rows.read_tree(self.trees[number])
-        name = f"sample `{tree.ids[0]}`"
+        name = f"conversation `{tree.ids[0]}`"
         keyed = [(picture_key(image, name), image) for image in tree.images]
         return [
             (key, None if key in self.files else self.processor.pixel_values([image], name)[0]) for key, image in keyed

@@ -63,7 +63,9 @@ class SamplesPage(TrainerCallback):
         dtype = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
             for sample in self.samples:
-                inputs = self.processor.encode(sample["asked"], sample["images"], name=f"sample `{sample['id']}`")
+                inputs = self.processor.encode(
+                    sample["asked"], sample["images"], name=f"conversation `{sample['id']}`"
+                )
                 length = inputs["input_ids"].shape[1]
                 ids = model.generate(**inputs.to(args.device), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
                 answers.append(self.processor.decode(ids[0, length:], skip_special_tokens=True).strip())
