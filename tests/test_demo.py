@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from recipes import cli, demo
-from recipes.talking.demo_talks import EXAMPLES, scene
+from recipes.talking.demo_talks import EXAMPLES, scene, spaced
 from recipes.talking.talker import Said
 from tests.talking import LONG, QUESTION, expected, last
 from tests.talking import folder as folder
@@ -33,6 +33,12 @@ def test_both_checkpoints_answer_each_in_its_own_conversation(folder, talks):
     assert len(session.conversations[0].messages) == 4
     talks.again(session, "me")
     assert last(talks.answers(session, "me", 1.5, 20)) != said[1]
+
+
+def test_a_growing_answer_is_shown_now_and_then_and_at_its_end():
+    now = iter([0, 0, 1, 2, 3, 3, 4, 5])  # looked at before and, where one is shown, after
+    assert list(spaced(iter("abcdef"), 3, lambda: next(now))) == ["a", "d", "f"]
+    assert list(spaced(iter(()), 3)) == [] and list(spaced(iter("ab"), 0)) == ["a", "b"]
 
 
 def test_who_leaves_early_keeps_what_was_said(folder, talks):

@@ -10,12 +10,13 @@ from typing import Any
 import gradio as gr
 import safehttpx
 
-from recipes.talking.demo_talks import EXAMPLES, Session, Talks, scene
+from recipes.talking.demo_talks import EXAMPLES, Session, Talks, scene, spaced
 from recipes.talking.talker import Conversation, Said
 
 
 # What browsers show. Fonts are the reader's own: nothing is fetched from anywhere else.
 SHOWN = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"]
+SECONDS_APART = 0.05  # between two states of an answer that grows
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
 .gradio-container { width: 100% !important; max-width: 76rem !important; margin: 0 auto !important; }
@@ -176,7 +177,8 @@ class Handlers:
         chats: list = [[] for _ in self.talks.talkers]
         try:
             if session is not None:
-                for said in self.talks.answers(session, request.session_hash, temperature, length):
+                growing = self.talks.answers(session, request.session_hash, temperature, length)
+                for said in spaced(growing, SECONDS_APART):
                     chats = self._chats(session, said)
                     yield chats if len(chats) > 1 else chats[0]  # as Gradio wants it
         except Exception as error:

@@ -1,14 +1,16 @@
 """What `llava demo` does with a question, whatever the page looks like: sessions, limits, answers side by side."""
 
 import copy
+import math
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_generation.microworld.draw import draw
 from data_generation.microworld.questions import ask
@@ -20,6 +22,7 @@ from recipes.talking.talker import Conversation, Said, Talker, picture_of
 
 
 SIDE = 720  # pixels of a scene; the micro model sees 64
+T = TypeVar("T")
 NOT_TRAINED_ON = 1_000_000  # scenes of the split `test`, which is in no training
 EXAMPLES = (("detail", 11), ("count", 4), ("colour", 29))  # a kind of question, and the number of a scene
 
@@ -122,6 +125,17 @@ class Talks:
         """Ends the answer, also one that still waits and that nobody will ask for."""
         self.stop(who)
         self.running.pop(who, None)
+
+
+def spaced(growing: Iterator[T], seconds: float, clock: Callable[[], float] = time.monotonic) -> Iterator[T]:
+    """What is read along with: not each token's, which a browser would draw long after a small model had ended."""
+    shown, waiting = -math.inf, []
+    for one in growing:
+        waiting = [one]
+        if clock() - shown >= seconds:
+            yield waiting.pop()
+            shown = clock()
+    yield from waiting
 
 
 def scene(rng: random.Random, folder: Path, kind: str | None = None, number: int | None = None) -> tuple[str, str]:
