@@ -50,3 +50,9 @@ def test_the_speed_that_the_readme_claims_was_measured():
     )
     measured = (min(speeds[False]), max(speeds[False]), min(speeds[True]), max(speeds[True]))
     assert claimed.groups() == tuple(f"{one:.1f}" for one in measured)
+    told = (results.ROOT / "docs/trees.md").read_text(encoding="utf-8")
+    off = [
+        one["speed_ratios"] for case in found for one in case["comparisons"] if one["setting"] == "checkpointing off"
+    ]
+    wanted = tuple(f"{ratios[0]:.1f}" for ratios in off[:2])
+    assert re.search(r"on a CPU, ([\d.]+) times .* and ([\d.]+) times with five", told).groups() == wanted
