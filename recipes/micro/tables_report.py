@@ -78,10 +78,11 @@ def write_reports(out: Path, tables: Tables, rows: Sequence[str], seeds: Sequenc
         lines += [f"| {' | '.join(cells)} |" for cells in body] + [""]
     lines += ["## What holds", "", RULE, ""] + [f"- {finding}" for finding in findings(found)]
     made = circumstances(out, rows, seeds)
-    lines += ["", told_circumstances(made)]
+    told = told_circumstances(made)
+    lines += ["", told]
     write_atomically(out / "report.md", "\n".join(lines) + "\n")
     write_atomically(out / "report.json", json.dumps({"seeds": list(seeds), **made, "rows": found.by_row}, indent=1))
-    write_atomically(out / "report.html", page(out, found, sections, facts, rows, seeds, told_circumstances(made)))
+    write_atomically(out / "report.html", page(out, found, sections, facts, rows, seeds, told))
     return [out / "report.html", out / "report.md", out / "report.json"]
 
 

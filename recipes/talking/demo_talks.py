@@ -22,9 +22,9 @@ from recipes.talking.talker import Conversation, Said, Talker, picture_of
 
 
 SIDE = 720  # pixels of a scene; the micro model sees 64
-T = TypeVar("T")
 NOT_TRAINED_ON = 1_000_000  # scenes of the split `test`, which is in no training
 EXAMPLES = (("detail", 11), ("count", 4), ("colour", 29))  # a kind of question, and the number of a scene
+T = TypeVar("T")
 
 
 @dataclass
